@@ -1,0 +1,18 @@
+"""Attacks: poison a data set, train a victim."""
+
+from excise.attacks.badnets import BadNets
+from excise.attacks.blended import Blended
+from excise.attacks.none import NoAttack
+from excise.attacks.poisoning import Poisoning
+from excise.attacks.victim import Victim, load_backdoor, load_victim, save_victim
+
+__all__ = [
+    "BadNets",
+    "Blended",
+    "NoAttack",
+    "Poisoning",
+    "Victim",
+    "load_backdoor",
+    "load_victim",
+    "save_victim",
+]

@@ -1,0 +1,43 @@
+"""No attack: the clean twin, trained as a victim is but without poison.
+
+It is the floor for ASR and the ceiling for RA: a network that never saw a trigger also errs into
+the target class now and then (methods.md §F.9).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from excise.attacks.victim import Victim
+from excise.models import device_of
+from excise.registry import STRICT
+from excise.seeding import Rng
+from excise.training import Recipe, fit
+from excise.types import LabelledImages, OnRound, ignore_round
+
+__all__ = ["NoAttack"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class NoAttack:
+    """Trains on clean images; with a victim's seed it draws the same weights and batches."""
+
+    def plant(
+        self,
+        model: nn.Module,
+        data: LabelledImages,
+        recipe: Recipe,
+        rng: Rng,
+        *,
+        checkpoint: Path | None = None,
+        on_round: OnRound = ignore_round,
+    ) -> Victim:
+        """Train ``model`` in place on ``data``; see :meth:`Poisoning.plant`."""
+        fit(
+            model, data.to(device_of(model)), recipe, rng.child("fit"),
+            checkpoint=checkpoint, identity=f"{self} {recipe} {rng}", on_round=on_round,
+        )  # fmt: skip
+        return Victim(model, None, None)

@@ -1,0 +1,106 @@
+"""A victim: a network with a planted backdoor, and its bundle on disk.
+
+A bundle is a directory: ``model.safetensors`` and ``card.json`` (how it was made, what it
+measured), for a victim also ``trigger.json``, ``trigger.safetensors`` and ``poison.safetensors``
+(which images were poisoned), which only the evaluation reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from excise.errors import TriggerError
+from excise.files import whole_directory
+from excise.models import Network, load_bundle, write_model
+from excise.triggers import load_trigger, save_trigger
+from excise.types import AllToAll, AllToOne, Backdoor, TargetRule
+
+__all__ = ["Victim", "load_backdoor", "load_victim", "save_victim"]
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """A trained network and what was planted in it.
+
+    Args:
+        model: the network, in eval mode.
+        backdoor: trigger and target rule; None for a clean twin.
+        poison_index: positions of the poisoned images in the attacker's training images.
+    """
+
+    model: nn.Module
+    backdoor: Backdoor | None
+    poison_index: Tensor | None
+
+
+def save_victim(
+    directory: Path, victim: Victim, card: Mapping[str, Any], *, half: bool = False
+) -> None:
+    """Write a victim's bundle, whole or not at all.
+
+    Args:
+        directory: replaced if it exists.
+        victim: its model is a :class:`excise.models.Network`.
+        card: how it was made and what it measured; plain JSON values.
+        half: store weights in half precision.
+    """
+    assert isinstance(victim.model, Network)
+    card = dict(card)
+    if victim.backdoor is not None:
+        card["rule"] = _rule_to_json(victim.backdoor.rule)
+    with whole_directory(directory) as part:
+        write_model(part, victim.model, card, half=half)
+        if victim.backdoor is not None:
+            save_trigger(part, victim.backdoor.trigger)
+        if victim.poison_index is not None:
+            save_file({"poison_index": victim.poison_index}, part / "poison.safetensors")
+
+
+def load_victim(directory: Path) -> tuple[Victim, dict[str, Any]]:
+    """Read the bundle that :func:`save_victim` wrote; return the victim and its card.
+
+    Raises:
+        ModelError: no bundle, or an unsafe or damaged one.
+        TriggerError: the trigger cannot be read.
+    """
+    model, card = load_bundle(directory)
+    backdoor = load_backdoor(directory, card) if card.get("rule") else None
+    poison = directory / "poison.safetensors"
+    index = load_file(poison)["poison_index"] if poison.is_file() else None
+    return Victim(model, backdoor, index), card
+
+
+def load_backdoor(directory: Path, card: Mapping[str, Any]) -> Backdoor:
+    """Return the trigger and target rule of a bundle whose card is ``card``.
+
+    Raises:
+        TriggerError: the bundle has none.
+    """
+    return Backdoor(load_trigger(directory), _rule_from_json(card.get("rule")))
+
+
+def _rule_to_json(rule: TargetRule) -> dict[str, Any]:
+    assert isinstance(rule, AllToOne | AllToAll)
+    name = "all-to-one" if isinstance(rule, AllToOne) else "all-to-all"
+    return {"name": name, **asdict(rule)}
+
+
+def _rule_from_json(said: Any) -> TargetRule:
+    try:
+        if said["name"] == "all-to-one":
+            return AllToOne(int(said["target"]))
+        if said["name"] == "all-to-all":
+            return AllToAll(int(said["num_classes"]))
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise TriggerError(
+        "a card whose rule is all-to-one with a target, or all-to-all with num_classes",
+        got=repr(said),
+        remedy="Give a victim made by `excise plant`.",
+    )

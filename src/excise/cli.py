@@ -1,0 +1,102 @@
+"""The command line: ``excise COMMAND``. Each command is a dataclass in :mod:`excise.commands`.
+
+Exit status: 0 fine, 1 a finding (the repair is incomplete), 2 bad input, 3 an unexpected failure;
+130 if interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from excise.errors import DivergedError, InputError, nearest
+
+__all__ = ["main"]
+
+#: What each command does, in the order a newcomer meets them; modules load only when used.
+COMMANDS = {
+    "demo": "a backdoored network planted, repaired, reported: no download, under a minute",
+    "plant": "train a network with a backdoor in it, or its clean twin, into a bundle",
+    "repair": "cut the backdoor out of a network with a few clean images",
+    "evaluate": "measure a network, or compare two: accuracy, attack success, recovery",
+    "report": "write the page of a finished repair again",
+    "list": "what there is: attacks, defenses, inverters, detectors, models, data",
+}
+
+#: Errors of the system that mean a wrong or full place was given, not a fault of ours.
+_PLACE = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
+    errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"excise {version('excise')}")
+        return 0
+    if name not in COMMANDS:
+        _complain(f"excise: expected a command, got {name!r}. {nearest(name, COMMANDS)}")
+        return 2
+    return _run(name, arguments[1:])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    try:
+        status = importlib.import_module(f"excise.commands.{name}").run(arguments)
+    except SystemExit as stop:  # the parser's own: 0 after --help, 2 after a wrong flag
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        _complain(f"excise {name}: interrupted; nothing was left half-written.")
+        return 130
+    except (InputError, DivergedError) as error:
+        _complain(f"excise {name}: {error}")
+        return 2
+    except OSError as error:
+        if error.errno not in _PLACE:
+            return _fail(name)
+        where = f" ({error.filename})" if error.filename else ""
+        _complain(
+            f"excise {name}: expected a readable input and a writable output, "
+            f"got: {error.strerror}{where}. Check the path and the free space."
+        )
+        return 2
+    except Exception:  # the outermost place: say so, with all there is to report it
+        return _fail(name)
+    return int(status)
+
+
+def _fail(name: str) -> int:
+    traceback.print_exc()
+    _complain(f"excise {name}: an unexpected failure; please report it with the lines above.")
+    return 3
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return f"""\
+usage: excise COMMAND [OPTIONS]
+
+Cuts backdoors out of trained image classifiers with a handful of clean images.
+
+commands:
+{commands}
+
+  excise COMMAND --help shows a command's options; excise --version the version.
+
+exit status: 0 fine, 1 a finding (the repair is incomplete), 2 bad input, 3 an unexpected failure
+"""

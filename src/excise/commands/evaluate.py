@@ -1,0 +1,127 @@
+"""``excise evaluate``: measure a network, or compare two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from excise.commands.options import (
+    backdoor_of,
+    device_named,
+    flags,
+    images_for,
+    network_from,
+    print_json,
+)
+from excise.console import Story
+from excise.data import has_test
+from excise.evaluation import Limits, check, compare, evaluate, judge
+from excise.models import load_model
+from excise.reports import terminal_table
+from excise.seeding import Rng
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a network on test images; with a second one, compare the two image by image."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A bundle's directory, or a weights file."""
+    after: Annotated[str | None, tyro.conf.Positional] = None
+    """A second one, compared with the first."""
+    images: str
+    """Test images with true labels: a folder, or a data set, whose test part is used."""
+    trigger: str | None = None
+    """A victim's directory, or in words: badnets,size=3,row=-3,column=-3,target=0. Without it
+    only clean accuracy is measured."""
+    twin: Path | None = None
+    """Bundle of the clean twin, whose figures are the floor."""
+    arch: str | None = None
+    """Network of a weights file; see `excise repair --help`."""
+    classes: str | None = None
+    """Classes of a weights file: their number, or names in the order of the outputs, a,b,c."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the network was trained with, on [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel likewise."""
+    image_size: int | None = None
+    """Height and width of the network's images."""
+    channels: int = 3
+    """Channels of the network's images: 3 color, 1 gray."""
+    class_map: Path | None = None
+    """JSON file: folder names in the order of the network's outputs, or {folder: output}."""
+    data_root: Path | None = None
+    """Where cifar10 and gtsrb lie; default $EXCISE_DATA."""
+    seed: int = 0
+    """Draws the bootstrap samples of the intervals."""
+    device: str = "auto"
+    """Where to work: auto, cpu, cuda, cuda:1."""
+    json: bool = False
+    """Print JSON."""
+    limits: Limits = field(default_factory=Limits)
+
+
+def run(arguments: list[str]) -> int:
+    """Print the figures; comparing two, 1 if the second is not repaired, or harmed."""
+    asked = flags(Evaluate, arguments, "evaluate", model=tyro.MISSING, images=tyro.MISSING)
+    device = device_named(asked.device)
+    loading = {
+        "arch": asked.arch, "classes": asked.classes, "mean": asked.mean, "std": asked.std,
+        "size": asked.image_size, "channels": asked.channels,
+    }  # fmt: skip
+    with Story() as story:
+        network = network_from(asked.model, **loading).to(device)
+        split: Any = "test" if has_test(asked.images, asked.data_root) else "train"
+        images, order = images_for(
+            network, asked.images, asked.class_map, asked.data_root, split=split
+        )
+        story.stage(order)
+        test = images.to(device)
+        backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
+        under = {
+            "trigger": backdoor.trigger if backdoor else None,
+            "rule": backdoor.rule if backdoor else None,
+        }
+        story.stage(f"measuring on {len(test):,} images")
+        before = evaluate(network, test, **under)
+        after = floor = None
+        if asked.after is not None:
+            second = network_from(asked.after, **loading).to(device)
+            after = evaluate(second, test, **under)
+        if asked.twin is not None:
+            floor = evaluate(load_model(asked.twin).to(device), test, **under)
+    record: dict[str, Any] = {
+        "version": 1,
+        "kind": "evaluation",
+        "before": before.to_json(),
+        "after": after.to_json() if after else None,
+        "floor": floor.to_json() if floor else None,
+    }
+    status = 0
+    if after is not None:
+        comparison = compare(before, after, Rng(asked.seed), floor)
+        verdict = judge(before, after, comparison, floor, asked.limits)
+        findings = check(before, after, comparison, floor=floor, test=test,
+                         model_before=network, model_after=second)  # fmt: skip
+        record |= {
+            "comparison": comparison.to_json(),
+            "checks": [finding.to_json() for finding in findings],
+            "verdict": verdict.to_json(),
+        }
+        status = 0 if verdict.ok else 1
+    if asked.json:
+        print_json(record)
+        return status
+    console = Console(highlight=False)
+    console.print(terminal_table(record))
+    if after is not None:
+        console.print(record["verdict"]["sentence"])
+        for finding in record["checks"]:
+            console.print(f"{finding['level']}: {finding['message']}", markup=False)
+    return status

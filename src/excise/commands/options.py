@@ -1,0 +1,208 @@
+"""What several commands share: flags made from a method's fields, words made into objects."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import tyro
+
+from excise.attacks import NoAttack, load_backdoor
+from excise.data import describe_classes, load_images
+from excise.errors import DataError, SpecError, nearest
+from excise.models import Network, load_model, read_card
+from excise.registry import build, find, parse
+from excise.seeding import Rng
+from excise.types import Backdoor, LabelledImages
+
+__all__ = [
+    "backdoor_of",
+    "check_free",
+    "command_line",
+    "device_named",
+    "flags",
+    "images_for",
+    "network_from",
+    "said",
+]
+
+T = TypeVar("T")
+
+
+def said(arguments: Sequence[str], flag: str, default: str) -> str:
+    """Return the value of ``flag`` before the real parse, since it decides what flags there are."""
+    for i, word in enumerate(arguments):
+        if word == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return default
+
+
+def flags(command: type[T], arguments: Sequence[str], name: str, **defaults: Any) -> T:
+    """Parse ``arguments`` into ``command``; a method among its defaults lends its fields as flags.
+
+    Exits with status 2 and the nearest flag where one is unknown.
+    """
+    parsed: T = tyro.cli(
+        command,
+        args=list(arguments),
+        prog=f"excise {name}",
+        default=command(**defaults) if defaults else None,
+        config=(tyro.conf.SuppressFixed, tyro.conf.FlagConversionOff),
+    )
+    return parsed
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device called ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        SpecError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(
+            "auto, cpu, or a device this machine has",
+            got=repr(name),
+            remedy="Leave --device out to use what there is.",
+        ) from error
+    return device
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse an output directory that exists, unless overwriting was asked for."""
+    if out.exists() and not overwrite:
+        raise DataError(
+            "an output directory that does not exist yet",
+            got=str(out),
+            remedy="Choose another --out, or add --overwrite True.",
+        )
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """Return how to run the command again."""
+    return shlex.join(["excise", name, *arguments])
+
+
+def network_from(
+    model: str,
+    *,
+    arch: str | None = None,
+    classes: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: int | None = None,
+    channels: int = 3,
+) -> Network:
+    """Load a bundle, or a weights file whose network is described by the other arguments.
+
+    ``classes`` is a number, or names in the order of the outputs separated by commas.
+    """
+    path = Path(model)
+    if path.is_dir() and arch is None:
+        return load_model(path)
+    named: int | tuple[str, ...] | None = None
+    if classes is not None:
+        named = int(classes) if classes.isdecimal() else tuple(classes.split(","))
+    return load_model(
+        path,
+        arch=arch,
+        classes=named,
+        mean=mean,
+        std=std,
+        input_size=(size, size) if size else None,
+        in_channels=channels,
+    )
+
+
+def images_for(
+    network: Network,
+    source: str,
+    class_map: Path | None,
+    root: Path | None,
+    *,
+    split: Literal["train", "test"] = "train",
+) -> tuple[LabelledImages, str]:
+    """Load images as the network takes them; return them and how classes meet outputs.
+
+    The order of classes comes from ``class_map``, else from the network's own class names, else
+    from the sorted names of the folders, which the returned sentence states.
+
+    Raises:
+        DataError: the classes do not match the outputs.
+    """
+    channels, height, width = network.input_shape
+    names: Any = class_map
+    if names is None and network.classes != tuple(map(str, range(len(network.classes)))):
+        names = network.classes
+    images = load_images(
+        source,
+        classes=names,
+        size=(height, width),
+        channels=1 if channels == 1 else 3,
+        split=split,
+        root=root,
+    )
+    if images.num_classes != len(network.classes):
+        raise DataError(
+            f"images of {len(network.classes)} classes, like the network's outputs",
+            got=f"{images.num_classes} classes in {source}",
+            remedy="Give --class-map FILE.json: folder names in the order of the outputs, or "
+            "{folder: output}.",
+        )
+    return images, describe_classes(images, given=names is not None)
+
+
+def backdoor_of(word: str, network: Network) -> Backdoor:
+    """Return the backdoor a person describes: a victim's bundle, or ``badnets,size=3,row=…``.
+
+    Raises:
+        SpecError: an attack whose place, picture or target is left open, or is none.
+    """
+    if Path(word).is_dir():
+        return load_backdoor(Path(word), read_card(Path(word)))
+    name, fields = parse(word)
+    attack = build("attack", name, fields)
+    if isinstance(attack, NoAttack):
+        raise SpecError("an attack with a trigger", got=repr(word), remedy="Try badnets.")
+    drawn = [key for key in DRAWN[name] if key not in fields]
+    if drawn:
+        raise SpecError(
+            f"every part of the trigger, also {', '.join(drawn)}",
+            got=repr(word),
+            remedy="Give a victim's directory, or for example "
+            "badnets,size=3,row=-3,column=-3,target=0",
+        )
+    backdoor: Backdoor = attack.backdoor(network.input_shape, len(network.classes), Rng(0))
+    return backdoor
+
+
+#: Fields an attack draws from the victim's seed; a person who describes a trigger must give them.
+DRAWN = {"badnets": ("row", "column", "target"), "blended": ("picture", "target")}
+
+
+def preset(kind: Any, name: str, which: str) -> Mapping[str, Any]:
+    """Return a method's named set of values.
+
+    Raises:
+        SpecError: it has no such preset.
+    """
+    presets = getattr(find(kind, name).load(), "PRESETS", {})
+    if which not in presets:
+        raise SpecError(f"a preset of {name}", got=repr(which), remedy=nearest(which, presets))
+    values: Mapping[str, Any] = presets[which]
+    return values
+
+
+def print_json(value: Any) -> None:
+    """Print a value for machines."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,237 @@
+"""``excise repair``: cut the backdoor out of a network with a few clean images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+
+from excise.commands.options import (
+    backdoor_of,
+    check_free,
+    command_line,
+    device_named,
+    flags,
+    images_for,
+    network_from,
+    print_json,
+    said,
+)
+from excise.console import Story
+from excise.data import defender_data, has_test, sample_positions
+from excise.errors import SpecError
+from excise.evaluation import Limits, evaluate, near_chance
+from excise.experiments.plant import pool_of
+from excise.experiments.repair import Question, run_repair, write_outcome
+from excise.models import Network, check_model, load_model, read_card
+from excise.registry import build
+from excise.reports import terminal_table
+from excise.seeding import Rng
+from excise.types import Images, LabelledImages
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """Cut the backdoor out of a network with a few clean images.
+
+    Writes the repaired bundle, a record and a report page. The given network stays as it is.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A bundle's directory, or a weights file (safetensors, or a PyTorch file without code)."""
+    images: str
+    """Clean images with true labels: a folder with one subfolder per class, or a data set: digits,
+    cifar10, gtsrb, parquet:DIR, torchvision:NAME, hub:OWNER/NAME."""
+    trigger: str | None = None
+    """The trigger, for `--inverter oracle` and to measure attack success: a victim's directory,
+    or in words: badnets,size=3,row=-3,column=-3,target=0"""
+    spc: int | None = None
+    """Samples per class, validation included; default: all the images."""
+    test: str | None = None
+    """Images the repair never sees; default: the test part of --images, else what --spc leaves."""
+    out: Path = Path("repaired")
+    """Directory of the repaired bundle, the record and the page."""
+    arch: str | None = None
+    """Network of a weights file: excise:NAME, torchvision:NAME, timm:NAME, or
+    package.module:factory (which runs that package's code)."""
+    classes: str | None = None
+    """Classes of a weights file: their number, or names in the order of the outputs, a,b,c."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the network was trained with, on [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel likewise."""
+    image_size: int | None = None
+    """Height and width of the network's images; default: the architecture's usual."""
+    channels: int = 3
+    """Channels of the network's images: 3 color, 1 gray."""
+    class_map: Path | None = None
+    """JSON file: folder names in the order of the network's outputs, or {folder: output}."""
+    data_root: Path | None = None
+    """Where cifar10 and gtsrb lie, or torchvision downloads to; default $EXCISE_DATA."""
+    twin: Path | None = None
+    """Bundle of the clean twin, whose figures are the floor."""
+    method: str = "grad-prune"
+    """Name of the defense. Its own options are below."""
+    inverter: str = "oracle"
+    """How the trigger is found; oracle: it is told by --trigger."""
+    validation_ratio: float = 0.1
+    """Share of the images held out to decide by."""
+    paper_split: bool = False
+    """Take the paper's one extra image per class where the share rounds to none."""
+    seed: int = 0
+    """Stands for everything drawn; the same seed gives the same result."""
+    curve_images: int = 1000
+    """Test images on which the pruning curve is replayed afterwards; 0: no curve."""
+    device: str = "auto"
+    """Where to work: auto, cpu, cuda, cuda:1."""
+    overwrite: bool = False
+    """Replace the output directory if it exists."""
+    json: bool = False
+    """Print the record as JSON."""
+    options: Annotated[Any, tyro.conf.arg(name="")] = field(default=None)
+    limits: Limits = field(default_factory=Limits)
+
+
+def run(arguments: list[str]) -> int:
+    """Repair a network; 0 if it is repaired, 1 if the repair is incomplete or did harm."""
+    method = said(arguments, "--method", "grad-prune")
+    inverter = said(arguments, "--inverter", "oracle")
+    asked = flags(
+        Repair,
+        arguments,
+        "repair",
+        model=tyro.MISSING,
+        images=tyro.MISSING,
+        method=method,
+        inverter=inverter,
+        options=build("defense", method, {"inverter": _inverter(inverter, None)}),
+    )
+    check_free(asked.out, asked.overwrite)
+    device = device_named(asked.device)
+    with Story() as story:
+        story.stage(f"reading {asked.model} and {asked.images}")
+        question = _question(asked, device, story)
+        outcome = run_repair(
+            question,
+            command=command_line("repair", arguments),
+            on_round=story.round,
+            on_stage=story.stage,
+        )
+        page = write_outcome(asked.out, outcome, {"repaired_from": _origin(asked.model)})
+    if asked.json:
+        print_json(outcome.record)
+    else:
+        console = Console(highlight=False)
+        console.print(terminal_table(outcome.record))
+        console.print(outcome.record["verdict"]["sentence"])
+        for finding in outcome.record["checks"]:
+            console.print(f"{finding['level']}: {finding['message']}", markup=False)
+        print(f"page: {page}")
+    return 0 if outcome.record["verdict"]["ok"] else 1
+
+
+def _question(asked: Repair, device: torch.device, story: Story) -> Question:
+    network = network_from(
+        asked.model, arch=asked.arch, classes=asked.classes, mean=asked.mean, std=asked.std,
+        size=asked.image_size, channels=asked.channels,
+    ).to(device)  # fmt: skip
+    card = read_card(Path(asked.model)) if Path(asked.model).is_dir() else {}
+    images, order = images_for(network, asked.images, asked.class_map, asked.data_root)
+    story.stage(order)
+    check_model(network, images.shape, images.num_classes)
+    backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
+    if backdoor is None and asked.inverter == "oracle":
+        raise SpecError(
+            "--trigger, which --inverter oracle is told",
+            got="none",
+            remedy="Give the victim's directory, or the trigger in words: "
+            "--trigger badnets,size=3,row=-3,column=-3,target=0",
+        )
+    mine, pool = _pool(asked.images, images, card)
+    sampling = {
+        "spc": asked.spc,
+        "rng": Rng(asked.seed).child("sample"),
+        "validation_ratio": asked.validation_ratio,
+        "paper_split": asked.paper_split,
+    }
+    data = defender_data(mine, pool=pool, **sampling)
+    for finding in near_chance(evaluate(network, data.everything().to(device))):
+        story.stage(f"{finding.level}: {finding.message}")
+    trigger = backdoor.trigger if backdoor else None
+    planted = (card.get("measured") or {}).get("asr") or {}
+    return Question(
+        model=network,
+        method=dataclasses.replace(asked.options, inverter=_inverter(asked.inverter, trigger)),
+        data=data.to(device),
+        seed=asked.seed,
+        test=_test_images(asked, network, mine, sampling),
+        backdoor=backdoor,
+        twin=load_model(asked.twin).to(device) if asked.twin else None,
+        limits=asked.limits,
+        planted_asr=planted.get("value"),
+        described={
+            "spc": asked.spc,
+            "source": asked.images,
+            "model": {
+                "arch": network.arch,
+                "classes": list(network.classes),
+                "input_size": list(network.input_shape[1:]),
+                "attack": (card.get("made") or {}).get("attack"),
+            },
+        },
+        curve_images=asked.curve_images,
+    )
+
+
+def _pool(
+    source: str, images: LabelledImages, card: Mapping[str, Any]
+) -> tuple[LabelledImages, str]:
+    """Return the images the defender draws from, and in words where they come from.
+
+    A victim's card says which training images it got; the defender draws from the others.
+    """
+    made = card.get("made") or {}
+    from_ = made.get("data") or {}
+    if from_.get("source") != source:
+        return images, f"{source}: all its training images"
+    pool = pool_of(images, made["seed"], from_["victim_images"]).pool
+    return pool, f"{source}: training images the victim never saw"
+
+
+def _test_images(
+    asked: Repair, network: Network, mine: LabelledImages, sampling: Mapping[str, Any]
+) -> LabelledImages | None:
+    """Return the test images asked for, or the source's own, or what the sample leaves."""
+    source = asked.test or asked.images
+    if has_test(source, asked.data_root):
+        return images_for(network, source, asked.class_map, asked.data_root, split="test")[0]
+    if asked.test is not None:
+        return images_for(network, asked.test, asked.class_map, asked.data_root)[0]
+    left = torch.ones(len(mine), dtype=torch.bool)
+    for used in sample_positions(mine, **sampling):
+        left[used] = False
+    return mine.subset(left) if left.any() else None
+
+
+def _inverter(name: str, trigger: Any) -> Any:
+    if name == "oracle":
+        return build("inverter", name, {"trigger": trigger or _untold})
+    return build("inverter", name)
+
+
+def _untold(images: Images) -> Images:
+    """Stand for the trigger while help is printed, before one is told."""
+    return images
+
+
+def _origin(model: str) -> str:
+    # The name alone: a path says where somebody works.
+    return Path(model).name

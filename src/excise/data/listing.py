@@ -1,0 +1,122 @@
+"""What every source of images gives: the labels at once, the pictures when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from excise.data.classes import ClassMap, Names, class_map
+from excise.data.decode import Channels, Encoded, Size, decode
+from excise.errors import DataError
+from excise.types import LabelledImages
+
+__all__ = ["Listing", "Reading", "Splits", "paired", "spread"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are to be read; see :func:`excise.data.load_data` for the fields."""
+
+    size: Size | None = None
+    channels: Channels | None = None
+    limit: int | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """One split of a source, before its pictures are decoded.
+
+    Args:
+        labels: ``(n,)`` int64, the class of each picture.
+        classes: the name of each class.
+        pictures: yields the name and encoded picture of each of the given positions, in order.
+        named: False where the source has no names of its own and ``classes`` are numbers.
+        mirror: see :class:`~excise.types.LabelledImages`.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    pictures: Callable[[Sequence[int]], Iterator[tuple[str, Encoded]]]
+    named: bool = True
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse labels that no class name belongs to."""
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise DataError(
+                f"labels from 0 to {len(self.classes) - 1} ({len(self.classes)} classes)",
+                got=f"labels from {low} to {high}",
+                remedy="Correct the labels or the class names stored with them.",
+            )
+
+    def mapped(self, given: Names | None) -> Listing:
+        """Return the same pictures, labeled by the class map the caller gave, if any."""
+        if given is None:
+            return self
+        mapping: ClassMap = class_map(self.classes if self.named else None, given)
+        output = torch.tensor(mapping.outputs or range(len(mapping.classes)))
+        if int(self.labels.max()) >= len(output):
+            raise DataError(
+                f"a name for each of {int(self.labels.max()) + 1} classes",
+                got=f"{len(mapping.classes)} names",
+                remedy="Name every output of the network, in order.",
+            )
+        return replace(self, labels=output[self.labels], classes=mapping.classes, named=True)
+
+    def load(self, reading: Reading) -> LabelledImages:
+        """Decode the pictures."""
+        index = spread(self.labels, reading.limit)
+        images, kept = decode(
+            self.pictures(index.tolist()),
+            len(index),
+            size=reading.size,
+            channels=reading.channels,
+            skip_unreadable=reading.skip_unreadable,
+        )
+        labels = self.labels[index][torch.tensor(kept)]
+        return LabelledImages(images, labels, self.classes, self.mirror)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The two parts of a source; ``test`` is None where it has none."""
+
+    train: Listing
+    test: Listing | None = None
+
+
+def paired(train: Listing, test: Listing | None) -> Splits:
+    """Return both parts with the same classes in the same order, those of the training part.
+
+    Raises:
+        DataError: test images of a class the training images lack.
+    """
+    if test is None or test.classes == train.classes:
+        return Splits(train, test)
+    if train.named and test.named:
+        return Splits(train, test.mapped(train.classes))
+    classes = max(train.classes, test.classes, key=len)
+    return Splits(replace(train, classes=classes), replace(test, classes=classes))
+
+
+def spread(labels: Tensor, limit: int | None) -> Tensor:
+    """Return positions of at most ``limit`` images, as even over the classes as they allow.
+
+    The first images of each class are taken, and positions ascend: no randomness.
+
+    Raises:
+        DataError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise DataError("a limit of at least 1 image", got=str(limit), remedy="Raise limit=.")
+    if limit is None or limit >= len(labels):
+        return torch.arange(len(labels))
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return order[torch.argsort(rank, stable=True)[:limit]].sort().values

@@ -1,0 +1,5 @@
+"""Defenses: a network and the defender's images become a repaired network."""
+
+from excise.defenses.grad_prune import GradPrune
+
+__all__ = ["GradPrune"]

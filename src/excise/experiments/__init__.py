@@ -1,0 +1,1 @@
+"""Experiments: plant a victim, repair a network, and the record each leaves."""

@@ -1,0 +1,145 @@
+"""Plant a victim: attack × data × network × seed → a bundle that says how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from excise.attacks import Victim, load_victim, save_victim
+from excise.data import DataSet, PoolSplit, split_pool
+from excise.errors import DataError
+from excise.evaluation import evaluate
+from excise.experiments.environment import environment
+from excise.models import build_model
+from excise.registry import spec_of
+from excise.seeding import Rng
+from excise.training import Recipe
+from excise.types import Attack, LabelledImages, OnRound, ignore_round
+
+__all__ = ["Planting", "plant", "pool_of", "train_victim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planting:
+    """Everything that decides what victim comes out.
+
+    Args:
+        attack: an attack of the registry; ``NoAttack()`` trains the clean twin.
+        arch: a network's name, such as ``excise:preactresnet18,width=16``.
+        recipe: how it is trained.
+        seed: draws weights, split, target, trigger, poisoned images and batches.
+        victim_images: how many training images the victim gets, or which fraction; the rest is
+            the pool a defender draws from.
+    """
+
+    attack: Attack
+    arch: str
+    recipe: Recipe
+    seed: int = 0
+    victim_images: int | float = 0.5
+
+    def spec(self, data: DataSet) -> dict[str, Any]:
+        """Return the planting as plain JSON values."""
+        return {
+            "attack": spec_of("attack", self.attack),
+            "arch": self.arch,
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "data": {"source": data.name, "victim_images": self.victim_images},
+        }
+
+
+def pool_of(train: LabelledImages, seed: int, victim_images: int | float) -> PoolSplit:
+    """Return which training images the victim of ``seed`` gets, and which it never sees."""
+    return split_pool(train, victim_images, Rng(seed).child("split"))
+
+
+def train_victim(
+    planting: Planting,
+    data: DataSet,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    on_round: OnRound = ignore_round,
+) -> Victim:
+    """Build a fresh network and plant the attack in it; the same call gives the same weights."""
+    rng = Rng(planting.seed)
+    images = pool_of(data.train, planting.seed, planting.victim_images).victim
+    model = build_model(
+        planting.arch,
+        classes=images.classes,
+        in_channels=images.shape[0],
+        input_size=images.shape[1:],
+        mean=data.mean,
+        std=data.std,
+        rng=rng,
+    ).to(device)
+    victim: Victim = planting.attack.plant(
+        model, images, planting.recipe, rng, checkpoint=checkpoint, on_round=on_round
+    )
+    return victim
+
+
+def plant(
+    planting: Planting,
+    data: DataSet,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    half: bool = False,
+    on_round: OnRound = ignore_round,
+) -> dict[str, Any]:
+    """Train a victim, measure it on the test images and write its bundle; return its card.
+
+    An interrupted planting goes on after the last finished epoch and ends with the same weights.
+
+    Args:
+        planting: what to plant.
+        data: training and test images.
+        out: the bundle's directory.
+        device: where to train.
+        half: store weights in half precision.
+        on_round: called after every epoch.
+
+    Raises:
+        DataError: the data has no test images.
+    """
+    if data.test is None:
+        raise DataError(
+            "a data set with test images",
+            got=f"{data.name} without any",
+            remedy="Give a folder with train/ and test/, so that the attack can be measured.",
+        )
+    checkpoint = out.parent / f".{out.name}.checkpoint.pt"
+    victim = train_victim(
+        planting, data, device=device, checkpoint=checkpoint, on_round=on_round
+    )
+    card: dict[str, Any] = {
+        "made": planting.spec(data),
+        "made_on": environment(torch.device(device)),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    save_victim(out, victim, card, half=half)
+    # Measured as it lies on disk: half precision may move a prediction.
+    stored, _ = load_victim(out)
+    card["measured"] = measure(Victim(stored.model.to(device), stored.backdoor, None), data.test)
+    save_victim(out, Victim(victim.model, victim.backdoor, victim.poison_index), card, half=half)
+    checkpoint.unlink(missing_ok=True)
+    return card
+
+
+def measure(victim: Victim, test: LabelledImages) -> dict[str, Any]:
+    """Return a victim's ACC and, with a backdoor, ASR and RA on ``test``, as plain JSON."""
+    backdoor = victim.backdoor
+    measured = evaluate(
+        victim.model,
+        test,
+        trigger=backdoor.trigger if backdoor else None,
+        rule=backdoor.rule if backdoor else None,
+    )
+    whole = measured.to_json()
+    return {name: whole[name] for name in ("n", "acc", "asr", "ra", "target_recall")}

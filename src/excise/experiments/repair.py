@@ -1,0 +1,282 @@
+"""Repair a network, measure it before and after, and leave a record.
+
+The order keeps leakage out: the defense runs on the defender's images alone and returns; only then
+are test images looked at, and the pruning curve is replayed from what the defense says it did.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from excise.errors import ModelError
+from excise.evaluation import Evaluation, Limits, check, compare, evaluate, judge
+from excise.experiments.environment import environment, peak_memory_mib
+from excise.experiments.pictures import trigger_pictures
+from excise.files import whole_directory, write_bytes, write_json
+from excise.models import Network, apply_edits, device_of, trace, write_model
+from excise.registry import spec_of
+from excise.reports import write_report
+from excise.seeding import Rng
+from excise.types import (
+    Backdoor,
+    DefenderData,
+    Defense,
+    Edit,
+    LabelledImages,
+    OnRound,
+    Repair,
+    ignore_round,
+)
+
+__all__ = ["RECORD_VERSION", "Outcome", "Question", "run_repair", "write_outcome"]
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What is to be repaired, with what, and how the result is judged.
+
+    Args:
+        model: the given network; never modified.
+        method: a defense.
+        data: what the defense may see.
+        seed: stands for everything the defense draws.
+        test: images the defense never sees; None if there are none left to measure on.
+        backdoor: what the evaluation measures ASR and RA with; None if the trigger is unknown.
+        twin: a clean twin of the network, whose figures are the floor.
+        limits: what counts as repaired.
+        planted_asr: the ASR the victim's card states.
+        described: where model and images come from, for the record.
+        curve_images: test images on which the pruning curve is replayed; 0: no curve.
+    """
+
+    model: nn.Module
+    method: Defense
+    data: DefenderData
+    seed: int = 0
+    test: LabelledImages | None = None
+    backdoor: Backdoor | None = None
+    twin: nn.Module | None = None
+    limits: Limits = field(default_factory=Limits)
+    planted_asr: float | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
+    curve_images: int = 1000
+
+    def measure(self, model: nn.Module, images: LabelledImages) -> Evaluation:
+        """Return how ``model`` does on ``images``, under the trigger if there is one."""
+        return evaluate(
+            model,
+            images,
+            trigger=self.backdoor.trigger if self.backdoor else None,
+            rule=self.backdoor.rule if self.backdoor else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a repair leaves: the network, its record, and the report's pictures by file name."""
+
+    repair: Repair
+    record: dict[str, Any]
+    pictures: Mapping[str, bytes]
+
+
+def run_repair(
+    question: Question,
+    *,
+    command: str = "",
+    on_round: OnRound = ignore_round,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Outcome:
+    """Repair, then measure.
+
+    Args:
+        question: what, with what, judged how.
+        command: how a person would run this again; stands in the record.
+        on_round: called by the defense after each of its rounds.
+        on_stage: called with the name of each stage as it starts.
+    """
+    start = time.perf_counter()
+    rng = Rng(question.seed)
+    device = device_of(question.model)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    on_stage("repairing")
+    repair = question.method.repair(
+        question.model, question.data, rng.child("method"), on_round=on_round
+    )
+    seconds = {**repair.seconds, "repair": time.perf_counter() - start}
+    record: dict[str, Any] = {
+        "version": RECORD_VERSION,
+        "kind": "repair",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "spec": {
+            "seed": question.seed,
+            "defense": spec_of("defense", question.method),
+            **_data_spec(question.data),
+            **question.described,
+        },
+        "edits": [[e.kind, e.layer, e.index, e.round] for e in repair.edits],
+        "filters": _filter_map(question, repair),
+        "history": [dict(row) for row in repair.history],
+        "assumed": list(repair.assumed),
+        "notes": list(repair.notes),
+        "peak_memory_mib": peak_memory_mib(device),
+        "environment": environment(device),
+    }
+    on_stage("measuring")
+    measured, pictures = _measure(question, repair, rng)
+    record |= measured
+    record["seconds"] = {**seconds, "total": time.perf_counter() - start}
+    return Outcome(repair, record, pictures)
+
+
+def _measure(
+    question: Question, repair: Repair, rng: Rng
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return what the test images say; without any, the defender's own, and a warning."""
+    test = question.test
+    images = test if test is not None else question.data.everything()
+    images = images.to(device_of(question.model))
+    before = question.measure(question.model, images)
+    pruned = None
+    if repair.edits and any(row.get("stage") == "tune" for row in repair.history):
+        pruned = question.measure(_rebuilt(question, repair.edits), images)
+    after = question.measure(repair.model, images)
+    floor = question.measure(question.twin, images) if question.twin is not None else None
+    comparison = compare(before, after, rng.child("evaluate"), floor)
+    findings = [
+        finding.to_json()
+        for finding in check(
+            before,
+            after,
+            comparison,
+            floor=floor,
+            planted_asr=question.planted_asr,
+            test=test,
+            defender=question.data,
+            edits=repair.edits,
+            model_before=question.model,
+            model_after=repair.model,
+        )
+    ]
+    if test is None:
+        findings.insert(0, {
+            "name": "no-test-images",
+            "level": "warning",
+            "message": "There were no images left that the repair did not use: the figures are of "
+            "the defender's own images and flatter the repair. Give --test, or more images than "
+            "--spc takes.",
+        })  # fmt: skip
+    shown, scale, pictures = [], 1.0, {}
+    if question.backdoor is not None:
+        shown, scale, pictures = trigger_pictures(images, question.backdoor.trigger, before, after)
+    return {
+        "before": before.to_json(),
+        "pruned": pruned.to_json() if pruned else None,
+        "after": after.to_json(),
+        "floor": floor.to_json() if floor else None,
+        "comparison": comparison.to_json(),
+        "curve": _curve(question, repair, images),
+        "checks": findings,
+        "verdict": judge(before, after, comparison, floor, question.limits).to_json(),
+        "pictures": shown,
+        "residual_scale": scale,
+    }, pictures
+
+
+def _rebuilt(question: Question, edits: tuple[Edit, ...]) -> nn.Module:
+    """Return the given network with ``edits`` made, as it was before fine-tuning."""
+    model = copy.deepcopy(question.model)
+    apply_edits(model, edits, trace(model, question.data.train.floats()[:2]))
+    return model
+
+
+def _curve(question: Question, repair: Repair, images: LabelledImages) -> list[dict[str, Any]]:
+    """Replay every pruning round on some test images, the undone rounds too."""
+    rounds = [row for row in repair.history if row.get("stage") == "prune"]
+    if not rounds or question.curve_images <= 0:
+        return []
+    step = max(1, len(images) // question.curve_images)
+    some = images.subset(torch.arange(0, len(images), step))
+    model = copy.deepcopy(question.model)
+    units = trace(model, question.data.train.floats()[:2])
+    curve = []
+    for number in range(len(rounds) + 1):
+        layer, index = None, None
+        if number:
+            layer, index = str(rounds[number - 1]["layer"]), int(rounds[number - 1]["index"])
+            apply_edits(model, (Edit("silence", layer, index, number),), units)
+        measured = question.measure(model, some)
+        curve.append({
+            "round": number,
+            "layer": layer,
+            "index": index,
+            "acc": measured.acc.value,
+            "asr": measured.asr.value if measured.asr else None,
+            "ra": measured.ra.value if measured.ra else None,
+            "kept": number <= len(repair.edits),
+            "n": len(some),
+        })  # fmt: skip
+    return curve
+
+
+def _filter_map(question: Question, repair: Repair) -> list[dict[str, Any]]:
+    """Return every convolution, first to last, and which of its filters were cut."""
+    units = trace(question.model, question.data.train.floats()[:2])
+    cut: dict[str, list[int]] = {unit.layer: [] for unit in units}
+    for edit in repair.edits:
+        cut[edit.layer].append(edit.index)
+    return [
+        {"layer": unit.layer, "filters": unit.filters, "cut": sorted(cut[unit.layer])}
+        for unit in units
+    ]
+
+
+def _data_spec(data: DefenderData) -> dict[str, Any]:
+    held = data.validation
+    return {
+        "data": {
+            "pool": data.pool,
+            "fingerprint": data.everything().fingerprint(),
+            "train_per_class": data.train.counts(),
+            "validation_per_class": held.counts() if held is not None else None,
+        }
+    }
+
+
+def write_outcome(directory: Path, outcome: Outcome, card: Mapping[str, Any]) -> Path:
+    """Write the repaired bundle with record, pictures and report; return the report's path.
+
+    The directory appears whole or not at all.
+
+    Args:
+        directory: replaced if it exists.
+        outcome: its network must be a :class:`excise.models.Network`.
+        card: what the repaired network's card says beside its architecture.
+    """
+    model = outcome.repair.model
+    if not isinstance(model, Network):
+        raise ModelError(
+            "a network loaded by excise.load_model",
+            got=type(model).__qualname__,
+            remedy="Save a module of your own with torch or safetensors.",
+        )
+    with whole_directory(directory) as part:
+        write_model(part, model, card)
+        for name, content in outcome.pictures.items():
+            write_bytes(part / name, content)
+        write_json(part / "record.json", outcome.record)
+        write_report(part)
+    return directory / "report.html"

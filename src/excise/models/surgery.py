@@ -1,0 +1,189 @@
+"""Silence filters, replay what was silenced, and keep it silent while the rest trains.
+
+A silenced filter is zero in its convolution's weight and bias and in γ and β of its owner batch
+norm, so that exactly nothing leaves the batch norm: with γ = 0 alone, β would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from excise.errors import ModelError, nearest
+from excise.models.tracing import Unit
+from excise.types import Edits
+
+__all__ = ["Mask", "apply_edits", "own_tensors", "silence"]
+
+Filters = int | Sequence[int] | Tensor
+
+
+def own_tensors(model: nn.Module, unit: Unit) -> tuple[nn.Parameter, ...]:
+    """Return every parameter that belongs to the unit alone; the first dimension counts filters.
+
+    These are the convolution's weight ``(f, c, kh, kw)`` and bias ``(f,)``, and the γ and β of
+    its owner batch norm, ``(f,)`` each, as far as they exist.
+
+    Raises:
+        ModelError: the model has no such layer, or computes its weight from other parameters.
+    """
+    found: list[nn.Parameter] = []
+    for layer in filter(None, (unit.layer, unit.owner)):
+        module = _module(model, layer)
+        own = dict(module.named_parameters(recurse=False))
+        if "weight" not in own:
+            raise ModelError(
+                f"a weight of its own in {layer}",
+                got="one computed from other parameters (weight norm, a parametrization), or none",
+                remedy="Fold it in first: torch.nn.utils.parametrize.remove_parametrizations.",
+            )
+        found += [own[name] for name in ("weight", "bias") if name in own]
+    return tuple(found)
+
+
+@torch.no_grad()
+def silence(model: nn.Module, units: Unit | Sequence[Unit], filters: Filters) -> None:
+    """Silence filters for good, in place: give a model of your own.
+
+    Args:
+        model: the model that was traced, or a copy of it.
+        units: one unit; or one unit for every entry of ``filters``, in any order.
+        filters: the number of a filter, or several, from 0.
+
+    Raises:
+        ModelError: the model has no such layer or the layer no such filter. Then nothing has
+            been changed.
+    """
+    for tensor, index in _touched(model, _by_unit(units, filters)):
+        tensor.index_fill_(0, index, 0)
+
+
+@torch.no_grad()
+def apply_edits(model: nn.Module, edits: Edits, units: Iterable[Unit]) -> None:
+    """Replay edits on a model, in place.
+
+    Args:
+        model: the unrepaired model, or a copy of it.
+        edits: what a defense did; their order does not matter for silencing.
+        units: the units of that model, from :func:`excise.models.trace`.
+
+    Raises:
+        ModelError: an edit of an unknown kind, layer or filter. Then nothing has been changed.
+    """
+    for tensor, index in _touched(model, _from_edits(edits, units)):
+        tensor.index_fill_(0, index, 0)
+
+
+class Mask:
+    """Holds silenced filters at zero while the rest of a model trains.
+
+    Call it after every optimizer step, or let :meth:`held` do so. One call costs one vectorized
+    operation per touched tensor, however many filters are silent.
+
+    Args:
+        model: the model that trains, on the device it stays on.
+        edits: what is silent; filters not named here are free.
+        units: the units of that model.
+
+    Raises:
+        ModelError: as :func:`apply_edits`.
+    """
+
+    def __init__(self, model: nn.Module, edits: Edits, units: Iterable[Unit]) -> None:
+        self._silent: list[tuple[Tensor, Tensor]] = []
+        for tensor, index in _touched(model, _from_edits(edits, units)):
+            silent = torch.zeros(len(tensor), dtype=torch.bool, device=tensor.device)
+            silent[index] = True
+            self._silent.append((tensor, silent.view(-1, *(1,) * (tensor.ndim - 1))))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Set everything silenced to zero again."""
+        for tensor, silent in self._silent:
+            # Not a product: 0 · NaN is NaN, and 0 · -1 is -0.
+            tensor.masked_fill_(silent, 0)
+
+    @contextmanager
+    def held(self, optimizer: Optimizer) -> Iterator[None]:
+        """Call the mask after every step of ``optimizer`` inside the block."""
+        self()
+        hook = optimizer.register_step_post_hook(lambda *_: self())
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _module(model: nn.Module, layer: str) -> nn.Module:
+    try:
+        return model.get_submodule(layer)
+    except AttributeError as error:
+        raise ModelError(
+            "a layer of the model",
+            got=repr(layer),
+            remedy="Use the units of this very model: trace(model, images).",
+        ) from error
+
+
+def _by_unit(units: Unit | Sequence[Unit], filters: Filters) -> dict[Unit, list[int]]:
+    """Return the filters of each unit, from one unit and its filters or from pairs."""
+    if isinstance(filters, Tensor):
+        filters = [int(index) for index in filters.flatten().tolist()]
+    numbers = [filters] if isinstance(filters, int) else list(filters)
+    pairs = [units] * len(numbers) if isinstance(units, Unit) else list(units)
+    if len(pairs) != len(numbers):
+        raise ModelError(
+            "one unit for every filter",
+            got=f"{len(pairs)} units and {len(numbers)} filters",
+            remedy="Give one unit, or as many units as filters.",
+        )
+    wanted: dict[Unit, list[int]] = {}
+    for unit, number in zip(pairs, numbers, strict=True):
+        wanted.setdefault(unit, []).append(number)
+    return wanted
+
+
+def _from_edits(edits: Edits, units: Iterable[Unit]) -> dict[Unit, list[int]]:
+    known = {unit.layer: unit for unit in units}
+    wanted: dict[Unit, list[int]] = {}
+    for edit in edits:
+        if edit.kind != "silence":
+            raise ModelError(
+                "edits of kind 'silence'",
+                got=repr(edit.kind),
+                remedy="These edits were written by a newer Excise: update it.",
+            )
+        if edit.layer not in known:
+            raise ModelError(
+                "edits of layers the model has",
+                got=repr(edit.layer),
+                remedy=nearest(edit.layer, known),
+            )
+        wanted.setdefault(known[edit.layer], []).append(edit.index)
+    return wanted
+
+
+def _touched(model: nn.Module, wanted: dict[Unit, list[int]]) -> list[tuple[Tensor, Tensor]]:
+    """Return each tensor to change with the indices to silence; everything is checked first."""
+    touched: list[tuple[Tensor, Tensor]] = []
+    for unit, filters in wanted.items():
+        wrong = [number for number in filters if not 0 <= number < unit.filters]
+        if wrong:
+            raise ModelError(
+                f"filters from 0 to {unit.filters - 1} of {unit.layer}",
+                got=str(wrong[0]),
+                remedy="Filters are counted from 0.",
+            )
+        for tensor in own_tensors(model, unit):
+            if len(tensor) != unit.filters:
+                raise ModelError(
+                    f"{unit.filters} filters in {unit.layer}",
+                    got=f"{len(tensor)}",
+                    remedy="Use the units of this very model: trace(model, images).",
+                )
+            touched.append((tensor, torch.tensor(filters, device=tensor.device)))
+    return touched

@@ -1,0 +1,273 @@
+"""One frozen row per method: what exists, under which name, and where it lives.
+
+A row names its class as text, so that listing the methods and printing help never imports torch.
+A method's dataclass is its constructor, its command-line flags, its TOML table and its recorded
+spec; :func:`build` and :func:`spec_of` turn one into the other.
+
+A spec on the command line is one word: ``name,key=value,key=value``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from excise.errors import SpecError, nearest
+
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "STRICT",
+    "Kind",
+    "Method",
+    "build",
+    "find",
+    "parse",
+    "rows",
+    "spec_error",
+    "spec_of",
+]
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, ValidationError
+
+#: How every method's dataclass is made: an unknown field fails, values out of range fail, and the
+#: text under a field is its help, on the command line and in the documentation.
+STRICT: ConfigDict = {
+    "extra": "forbid",
+    "arbitrary_types_allowed": True,
+    "use_attribute_docstrings": True,
+}
+
+Kind = Literal["attack", "trigger", "defense", "inverter", "detector", "model", "data"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Maturity = Literal["stable", "beta", "experimental"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the registry.
+
+    Args:
+        kind: the room it lives in.
+        name: what a person types.
+        title: what it is, in a few words.
+        paper: authors, venue and year; empty for what no paper describes.
+        maturity: ``stable`` once measured against its paper, ``beta`` before.
+        target: ``"module:attribute"``, imported only when used. Empty for a row that describes
+            a family of names (``torchvision:NAME``).
+        lowers_asr: for a defense: whether the contract suite may demand that it lowers ASR on a
+            tiny planted network, or, as text, why it may not.
+    """
+
+    kind: Kind
+    name: str
+    title: str
+    paper: str
+    maturity: Maturity
+    target: str
+    lowers_asr: bool | str = False
+
+    def load(self) -> Any:
+        """Import and return the class or function behind the row."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def fields(self) -> list[dict[str, str]]:
+        """Return name, type, default and help of every field of the method's dataclass."""
+        method = self.load()
+        described = getattr(method, "__pydantic_fields__", {})
+        return [
+            {
+                "name": field.name,
+                "type": str(field.type),
+                "default": "required" if field.default is MISSING else repr(field.default),
+                "help": getattr(described.get(field.name), "description", None) or "",
+            }
+            for field in dataclasses.fields(method)
+            if field.init
+        ]
+
+
+METHODS: tuple[Method, ...] = (
+    Method("attack", "none", "no poison: the clean twin", "", "stable", "excise.attacks.none:NoAttack"),
+    Method(
+        "attack", "badnets", "a patch that replaces pixels",
+        "Gu, Dolan-Gavitt, Garg: BadNets, IEEE Access 2019 (arXiv 1708.06733)",
+        "stable", "excise.attacks.badnets:BadNets",
+    ),
+    Method(
+        "attack", "blended", "a picture blended over the whole image",
+        "Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks, 2017 (arXiv 1712.05526)",
+        "stable", "excise.attacks.blended:Blended",
+    ),
+    Method(
+        "trigger", "patch", "pixels replaced where a mask is set (BadNets)",
+        "Gu, Dolan-Gavitt, Garg: BadNets, IEEE Access 2019 (arXiv 1708.06733)",
+        "stable", "excise.triggers.patch:Patch",
+    ),
+    Method(
+        "trigger", "blend", "a picture mixed into the whole image (Blended)",
+        "Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks, 2017 (arXiv 1712.05526)",
+        "stable", "excise.triggers.blend:Blend",
+    ),
+    Method(
+        "defense", "grad-prune", "prunes the filters an unlearning gradient points at",
+        "Dunnett, Arablouei, Miller, Dedeoglu, Jurdak: Unlearning Backdoor Attacks through "
+        "Gradient-Based Model Pruning, DSN-W 2024 (arXiv 2405.03918)",
+        "stable", "excise.defenses.grad_prune:GradPrune", lowers_asr=True,
+    ),
+    Method(
+        "inverter", "oracle", "is told the true trigger, as the paper assumes",
+        "Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, DSN-W 2024 (arXiv 2405.03918)",
+        "stable", "excise.inversion.oracle:Oracle",
+    ),
+    Method(
+        "model", "excise:preactresnet18", "pre-activation ResNet-18 for small images; width=64",
+        "He, Zhang, Ren, Sun: Identity Mappings, ECCV 2016 (arXiv 1603.05027)",
+        "stable", "excise.models.preact_resnet:preactresnet18",
+    ),
+    Method(
+        "model", "excise:vgg19_bn", "VGG-19 with batch norm for 32×32 images; width=64",
+        "Simonyan, Zisserman: Very Deep Convolutional Networks, ICLR 2015 (arXiv 1409.1556)",
+        "stable", "excise.models.vgg:vgg19_bn",
+    ),
+    Method("model", "torchvision:NAME", "any classifier of torchvision.models", "", "stable", ""),
+    Method("model", "timm:NAME", "any classifier of timm", "", "stable", ""),
+    Method(
+        "model", "package.module:factory", "your own function; runs that package's code",
+        "", "stable", "",
+    ),
+    Method(
+        "data", "digits", "1,797 handwritten digits, 8×8 gray, bundled with scikit-learn",
+        "Alpaydin, Kaynak: Optical Recognition of Handwritten Digits, UCI 1998",
+        "stable", "excise.data.sources:digits",
+    ),
+    Method(
+        "data", "cifar10", "60,000 pictures, 32×32, 10 classes; parquet under EXCISE_DATA",
+        "Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009",
+        "stable", "excise.data.sources:cifar10",
+    ),
+    Method(
+        "data", "gtsrb", "traffic signs, 32×32, 43 classes; parquet under EXCISE_DATA",
+        "Stallkamp, Schlipsing, Salmen, Igel: Man vs. computer, Neural Networks 2012",
+        "stable", "excise.data.sources:gtsrb",
+    ),
+    Method(
+        "data", "parquet:DIR", "parquet files of encoded images and labels, as hubs lay them out",
+        "", "stable", "",
+    ),
+    Method("data", "hub:OWNER/NAME", "a Hugging Face data set in that layout", "", "beta", ""),
+    Method("data", "torchvision:NAME", "a torchvision data set, downloaded", "", "beta", ""),
+    Method("data", "DIR", "a folder with one subfolder per class", "", "stable", ""),
+)  # fmt: skip
+
+
+def rows(kind: Kind) -> tuple[Method, ...]:
+    """Return every row of one kind, in the order of the table."""
+    return tuple(row for row in METHODS if row.kind == kind)
+
+
+def find(kind: Kind, name: str) -> Method:
+    """Return the row called ``name``.
+
+    Raises:
+        SpecError: there is none; the message offers the nearest.
+    """
+    named = {row.name: row for row in rows(kind) if row.target}
+    if name not in named:
+        raise SpecError(
+            f"the name of {'an' if kind[0] in 'aio' else 'a'} {kind}",
+            got=repr(name),
+            remedy=nearest(name, named),
+        )
+    return named[name]
+
+
+def parse(word: str) -> tuple[str, dict[str, str]]:
+    """Split ``"name,key=value,key=value"`` into the name and its fields.
+
+    Raises:
+        SpecError: a part after the name has no ``=``, or a key stands twice.
+    """
+    name, *parts = word.split(",")
+    fields: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip() or key.strip() in fields:
+            raise SpecError(
+                "name,key=value,key=value with every key once",
+                got=repr(word),
+                remedy="Write for example: badnets,size=3,target=0",
+            )
+        fields[key.strip()] = value.strip()
+    return name.strip(), fields
+
+
+def build(kind: Kind, name: str, fields: Mapping[str, Any] | None = None) -> Any:
+    """Return the method called ``name`` made from ``fields``; values may be text.
+
+    Raises:
+        SpecError: an unknown name or key, or a value out of range.
+    """
+    from pydantic import ValidationError
+
+    target = find(kind, name).load()
+    known = [f.name for f in dataclasses.fields(target) if f.init]
+    for key in fields or {}:
+        if key not in known:
+            raise SpecError(f"a field of {name}", got=repr(key), remedy=nearest(key, known))
+    try:
+        return target(**(fields or {}))
+    except ValidationError as error:
+        raise spec_error(name, error) from error
+
+
+def spec_error(name: str, error: ValidationError) -> SpecError:
+    """Return a pydantic ``ValidationError`` as the error Excise shows: expected, got, remedy."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "its fields"
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return SpecError(
+        f"{where} of {name} to be {expected}" if first["type"] != "value_error" else expected,
+        got=repr(first["input"]),
+        remedy=f"See `excise list --json` for the fields of {name}.",
+    )
+
+
+def spec_of(kind: Kind, method: Any) -> dict[str, Any]:
+    """Return the recorded form of a method: its name and every field, as plain JSON values.
+
+    A method that no row knows (a user's own class) is recorded by its class's full name. A field
+    marked ``told`` (the trigger an oracle was given) is left out: the name says it was told.
+    """
+    return {"name": _name_of(kind, method), **_plain_fields(method)}
+
+
+def _name_of(kind: Kind, method: Any) -> str:
+    for row in rows(kind):
+        if row.target and row.load() is type(method):
+            return row.name
+    return f"{type(method).__module__}:{type(method).__qualname__}"
+
+
+def _plain_fields(method: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(method):
+        return {}
+    return {
+        field.name: _plain(field.name, getattr(method, field.name))
+        for field in dataclasses.fields(method)
+        if field.init and not field.metadata.get("told")
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(name, item) for item in value]
+    # A field that holds a method of another kind carries that kind's name: GradPrune.inverter.
+    return spec_of(name, value) if name in KINDS else str(value)

@@ -1,0 +1,14 @@
+"""Pure functions of records: the page, the table and the figures of a repair. No torch here."""
+
+from excise.reports.page import render_repair
+from excise.reports.table import RepairTable, markdown_table, repair_table, terminal_table
+from excise.reports.write import write_report
+
+__all__ = [
+    "RepairTable",
+    "markdown_table",
+    "render_repair",
+    "repair_table",
+    "terminal_table",
+    "write_report",
+]

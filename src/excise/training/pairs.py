@@ -1,0 +1,76 @@
+"""Clean images, the same images triggered, and their true labels: what unlearning works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from excise.types import Images, LabelledImages, Labels, Trigger, round_to_8_bits
+
+__all__ = ["Paired", "logits_of"]
+
+
+def logits_of(model: nn.Module, images: Images, batch_size: int) -> Float[Tensor, "n k"]:
+    """Return the logits of all images, computed ``batch_size`` at a time without gradients."""
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in images.split(batch_size)]).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """Images and their triggered versions, computed once: a trigger is a pure function.
+
+    Args:
+        clean: ``(n, c, h, w)``.
+        labels: the true labels of both versions.
+        triggered: ``(t, n, c, h, w)``, one version of every image for each of t triggers.
+    """
+
+    clean: Images
+    labels: Labels
+    triggered: Float[Tensor, "t n c h w"]
+
+    @classmethod
+    def of(cls, data: LabelledImages, triggers: Sequence[Trigger]) -> Paired:
+        """Pair ``data`` with the 8-bit pictures each trigger makes of it."""
+        clean = data.floats()
+        with torch.no_grad():
+            triggered = torch.stack([round_to_8_bits(trigger(clean)) for trigger in triggers])
+        return cls(clean, data.labels, triggered)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def triggered_batches(self, size: int) -> Iterator[tuple[Images, Labels, float]]:
+        """Yield images under one trigger, true labels, and the batch's share of all pairs."""
+        pairs = self.triggered.shape[0] * len(self)
+        for version in self.triggered:
+            for images, labels in zip(version.split(size), self.labels.split(size), strict=True):
+                yield images, labels, len(labels) / pairs
+
+    def losses(self, index: Tensor) -> Iterator[tuple[Images, Labels, float]]:
+        """Yield the clean and each triggered version at ``index``, with the weight of its loss.
+
+        Clean images weigh 1, the triggered versions 1 together.
+        """
+        labels = self.labels[index]
+        yield self.clean[index], labels, 1.0
+        for version in self.triggered:
+            yield version[index], labels, 1.0 / len(self.triggered)
+
+    def clean_loss(self, model: nn.Module, batch_size: int) -> float:
+        """Return the mean cross-entropy of the clean images."""
+        return float(F.cross_entropy(logits_of(model, self.clean, batch_size), self.labels))
+
+    def correct_and_unlearning_loss(self, model: nn.Module, batch_size: int) -> tuple[int, float]:
+        """Return how many clean images are right, and L_u = mean CE(f(T(x)), y), in one pass."""
+        images = torch.cat([self.clean, self.triggered.flatten(0, 1)])
+        logits = logits_of(model, images, batch_size)
+        correct = (logits[: len(self)].argmax(1) == self.labels).sum()
+        loss = F.cross_entropy(logits[len(self) :], self.labels.repeat(len(self.triggered)))
+        return int(correct), float(loss)

@@ -1,0 +1,64 @@
+"""Triggers on disk: ``trigger.json`` names the class and its plain fields, tensors lie beside it.
+
+Nothing a trigger file says can name code: the class comes from the registry's rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from excise.errors import InputError, TriggerError
+from excise.files import write_json
+from excise.registry import find, rows
+from excise.types import Trigger
+
+__all__ = ["load_trigger", "save_trigger"]
+
+
+def save_trigger(directory: Path, trigger: Trigger) -> None:
+    """Write a trigger of the registry into ``directory``.
+
+    Raises:
+        TriggerError: no registry row knows its class.
+    """
+    name = next((r.name for r in rows("trigger") if r.load() is type(trigger)), None)
+    if name is None or not dataclasses.is_dataclass(trigger):
+        raise TriggerError(
+            "a trigger of the registry",
+            got=type(trigger).__qualname__,
+            remedy="Only these can be saved: " + ", ".join(r.name for r in rows("trigger")) + ".",
+        )
+    fields = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)}
+    tensors = {k: v.contiguous().cpu() for k, v in fields.items() if isinstance(v, torch.Tensor)}
+    plain = {k: v for k, v in fields.items() if k not in tensors}
+    save_file(tensors, directory / "trigger.safetensors")
+    write_json(directory / "trigger.json", {"version": 1, "name": name, "fields": plain})
+
+
+def load_trigger(directory: Path) -> Trigger:
+    """Read the trigger that :func:`save_trigger` wrote into ``directory``.
+
+    Raises:
+        TriggerError: there is none, or it cannot be read.
+    """
+    try:
+        said: dict[str, Any] = json.loads((directory / "trigger.json").read_text())
+        tensors = load_file(directory / "trigger.safetensors")
+        kind = find("trigger", said["name"]).load()
+        return cast(Trigger, kind(**said["fields"], **tensors))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise TriggerError(
+            "a directory with trigger.json and trigger.safetensors",
+            got=f"{directory} ({type(error).__name__}: {error})",
+            remedy="Give a victim made by `excise plant`, or describe the trigger: "
+            "badnets,size=3,row=-3,column=-3,target=0",
+        ) from error

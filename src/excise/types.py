@@ -1,0 +1,404 @@
+"""The words of Excise as types: images, defender's data, triggers, and the protocols of methods.
+
+Images are float tensors in [0, 1] before normalization; normalization is the network's first
+layer. Leakage has no argument to arrive through: a defense is given :class:`DefenderData` and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from excise.errors import DataError
+from excise.seeding import Rng
+
+__all__ = [
+    "AllToAll",
+    "AllToOne",
+    "Attack",
+    "Backdoor",
+    "DefenderData",
+    "Defense",
+    "Edit",
+    "Edits",
+    "Evidence",
+    "History",
+    "Images",
+    "Inverter",
+    "LabelledImages",
+    "Labels",
+    "OnRound",
+    "RecoveredTrigger",
+    "Repair",
+    "TargetRule",
+    "Trigger",
+    "as_floats",
+    "ignore_round",
+    "round_to_8_bits",
+]
+
+Images = Float[Tensor, "n c h w"]
+Labels = Int64[Tensor, "n"]
+
+#: One row of a method's story: the round's number and what was measured in it.
+Row = Mapping[str, float | int | str]
+History = tuple[Row, ...]
+#: Called after each round with that round's row; how progress reaches a person.
+OnRound = Callable[[Row], None]
+
+
+def ignore_round(row: Row) -> None:
+    """Take a row and do nothing: the default progress callback."""
+
+
+def as_floats(images: Tensor) -> Images:
+    """Return images as float32 in [0, 1]; 8-bit images are divided by 255."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def round_to_8_bits(images: Images) -> Images:
+    """Return float images holding only values an 8-bit file can carry, clipped to [0, 1].
+
+    Poisoning and evaluation use it, so that what is measured is what a picture file carries.
+    """
+    return images.clamp(0, 1).mul(255).round_().div_(255)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images with their true labels and the names of all classes.
+
+    Args:
+        images: ``(n, c, h, w)``, uint8 as stored on disk or float in [0, 1].
+        labels: ``(n,)`` integers in [0, number of classes).
+        classes: a name for every output of the network, in the order of its outputs.
+        mirror: whether a mirrored picture still shows the same class (not so for digits and
+            traffic signs); training flips images only where it does.
+
+    Raises:
+        DataError: shapes, types, values or labels that do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) != len(self.labels):
+            raise DataError(
+                "images of shape (n, c, h, w) and n labels",
+                got=f"images {tuple(self.images.shape)} and labels {tuple(self.labels.shape)}",
+                remedy="Stack the images into one tensor, channels before height and width.",
+            )
+        if len(self.images) == 0:
+            raise DataError(
+                "at least one image", got="none", remedy="Give some clean, labeled images."
+            )
+        if self.images.dtype != torch.uint8:
+            low, high = (float(v) for v in torch.aminmax(self.images))
+            # Written so that NaN, which compares false with everything, is refused as well.
+            if not (self.images.is_floating_point() and low >= 0 and high <= 1):
+                raise DataError(
+                    "float images in [0, 1] or uint8 images",
+                    got=f"{self.images.dtype} values in [{low:.4g}, {high:.4g}]",
+                    remedy="Undo any normalization and scale to [0, 1]; normalization belongs "
+                    "to the network (mean= and std= of excise.load_model).",
+                )
+        if self.labels.dtype != torch.int64:
+            raise DataError(
+                "labels of type int64",
+                got=str(self.labels.dtype),
+                remedy="Convert them with labels.long().",
+            )
+        low, high = (int(v) for v in torch.aminmax(self.labels))
+        if low < 0 or high >= len(self.classes):
+            raise DataError(
+                f"labels from 0 to {len(self.classes) - 1} ({len(self.classes)} classes)",
+                got=f"labels from {low} to {high}",
+                remedy="Check the class map: every label must name one output of the network.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """How many outputs the network has to have."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self.images.device
+
+    def floats(self) -> Images:
+        """Return all images as float32 in [0, 1]."""
+        return as_floats(self.images)
+
+    def subset(self, index: Tensor) -> LabelledImages:
+        """Return the images at ``index`` (integers or a mask), in that order."""
+        index = index.to(self.device)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> LabelledImages:
+        """Return the same images on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def batches(self, size: int) -> Iterator[tuple[Images, Labels]]:
+        """Yield ``(images, labels)`` in order, as floats, at most ``size`` at a time."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield as_floats(images), labels
+
+    def counts(self) -> list[int]:
+        """Return how many images each class has."""
+        return torch.bincount(self.labels, minlength=self.num_classes).tolist()
+
+    def fingerprint(self) -> str:
+        """Return a hash of every pixel, label and class name: equal data, equal fingerprint."""
+        digest = hashlib.sha256(repr((self.classes, tuple(self.images.shape))).encode())
+        digest.update(self.images.contiguous().cpu().numpy().tobytes())
+        digest.update(self.labels.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class DefenderData:
+    """The few clean images a defense may see; never test data, never the true trigger.
+
+    Args:
+        train: images a method learns from.
+        validation: images a method decides by; disjoint from ``train``. None for a method that
+            needs no validation and got every image in ``train``.
+        pool: where the images were drawn from, in words; it stands in the record.
+    """
+
+    train: LabelledImages
+    validation: LabelledImages | None
+    pool: str
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the network tells apart."""
+        return self.train.num_classes
+
+    def held_out(self, method: str) -> LabelledImages:
+        """Return the validation images, for a method that cannot do without.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.validation is None:
+            raise DataError(
+                f"validation images for {method}",
+                got="training images only",
+                remedy="Give at least 2 images per class, or split them with "
+                "excise.data.defender_data.",
+            )
+        return self.validation
+
+    def everything(self) -> LabelledImages:
+        """Return every image the defender owns, training images first."""
+        if self.validation is None:
+            return self.train
+        return replace(
+            self.train,
+            images=torch.cat([self.train.images, self.validation.images]),
+            labels=torch.cat([self.train.labels, self.validation.labels]),
+        )
+
+    def to(self, device: torch.device | str) -> DefenderData:
+        """Return the same data on ``device``."""
+        validation = self.validation.to(device) if self.validation is not None else None
+        return replace(self, train=self.train.to(device), validation=validation)
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """A pure function images → images of the same shape, values in [0, 1]."""
+
+    def __call__(self, images: Images, /) -> Images:
+        """Return the images with the trigger on them; the given images stay as they are."""
+        ...
+
+
+@runtime_checkable
+class TargetRule(Protocol):
+    """Which label the attacker wants for an image of a given true label."""
+
+    def wanted(self, labels: Labels) -> Labels:
+        """Return the attacker's label for each true label."""
+        ...
+
+    def counted(self, labels: Labels) -> Bool[Tensor, " n"]:
+        """Return which images an attack success rate counts."""
+        ...
+
+
+@dataclass(frozen=True)
+class AllToOne:
+    """Every triggered image is to be called ``target``; the target's own images do not count."""
+
+    target: int
+
+    def wanted(self, labels: Labels) -> Labels:
+        """Return ``target`` for every image."""
+        return torch.full_like(labels, self.target)
+
+    def counted(self, labels: Labels) -> Bool[Tensor, " n"]:
+        """Return where the true label is not already the target."""
+        return labels != self.target
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """A triggered image of class y is to be called y + 1, the last class 0."""
+
+    num_classes: int
+
+    def wanted(self, labels: Labels) -> Labels:
+        """Return the next class for every image."""
+        return (labels + 1) % self.num_classes
+
+    def counted(self, labels: Labels) -> Bool[Tensor, " n"]:
+        """Return True for every image."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """What the attacker and the evaluator know, and no defense does.
+
+    Args:
+        trigger: put on images at test time.
+        rule: the label the attacker wants.
+        train_trigger: put on poisoned training images, where it differs from ``trigger``.
+    """
+
+    trigger: Trigger
+    rule: TargetRule
+    train_trigger: Trigger | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an inverter knows of a trigger it recovered; None where it has no such figure.
+
+    Args:
+        flip_rate: fraction of held-back images the trigger sends to ``target``.
+        size: L1 norm of its mask or of its perturbation, averaged over images, in pixels.
+        anomaly: how far its class stands out among all classes, in MAD units.
+        told: True if the trigger was given, not found.
+    """
+
+    flip_rate: float | None = None
+    size: float | None = None
+    anomaly: float | None = None
+    told: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveredTrigger:
+    """A trigger an inverter recovered, or was told; it is itself a :class:`Trigger`."""
+
+    trigger: Trigger
+    target: int | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+
+    def __call__(self, images: Images, /) -> Images:
+        """Return the images with the recovered trigger on them."""
+        return self.trigger(images)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change made to a network for good.
+
+    Args:
+        kind: what was done; ``"silence"`` is the only kind so far.
+        layer: qualified name of the convolution.
+        index: which of its output filters, from 0.
+        round: the round of the method in which it happened, from 1.
+    """
+
+    kind: str
+    layer: str
+    index: int
+    round: int
+
+
+Edits = tuple[Edit, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """What a defense returns. The given model is never modified, the result never aliases it.
+
+    Args:
+        model: the repaired network, in eval mode.
+        edits: what was changed for good, in order.
+        history: one row a round, pruning first; each row names its ``stage``.
+        assumed: what the defense was told that a real defender may not know, such as
+            ``"the true trigger"``; it stands in the record.
+        notes: what a reader should know of how it went ("stopped at the epoch cap").
+        seconds: wall-clock time of each stage.
+    """
+
+    model: nn.Module
+    edits: Edits
+    history: History
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Inverter(Protocol):
+    """Recovers triggers from a network and the defender's images."""
+
+    def fit(
+        self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
+    ) -> Sequence[RecoveredTrigger]:
+        """Return the triggers found, strongest evidence first; empty if there is none."""
+        ...
+
+
+class Defense(Protocol):
+    """Turns a network and the defender's images into a repaired network."""
+
+    def repair(
+        self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
+    ) -> Repair:
+        """Return the repaired network and the story of what was done."""
+        ...
+
+
+class Attack(Protocol):
+    """Plants a backdoor while a network is trained."""
+
+    def plant(
+        self,
+        model: nn.Module,
+        data: LabelledImages,
+        recipe: Any,
+        rng: Rng,
+        *,
+        checkpoint: Path | None = None,
+        on_round: OnRound = ignore_round,
+    ) -> Any:
+        """Return the victim: network, backdoor, and what was poisoned."""
+        ...

@@ -1,0 +1,99 @@
+"""check_model: any module, judged by one forward pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from excise.errors import ModelError
+from excise.models import build_model, check_model
+from excise.models.checking import few, shorten
+
+pytestmark = pytest.mark.fast
+
+
+def linear(outputs=3):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, outputs))
+
+
+class Returns(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, images):
+        return self.value
+
+
+def test_a_fit_model_passes_and_is_left_as_it_was():
+    model = linear().train()
+    model[1].eval()
+    state = torch.random.get_rng_state()
+    check_model(model, (3, 2, 2), 3)
+    check_model(model, (3, 2, 2))
+    assert [m.training for m in model] == [True, False, True]
+    assert torch.equal(state, torch.random.get_rng_state())
+    check_model(build_model("excise:preactresnet18,width=2", classes=4), (3, 8, 8), 4)
+    check_model(linear().double(), (3, 2, 2), 3)
+
+
+def test_a_model_that_draws_in_eval_mode_leaves_the_generator_alone():
+    class Noisy(nn.Module):
+        def forward(self, images):
+            return torch.randn(len(images), 2)
+
+    state = torch.random.get_rng_state()
+    check_model(Noisy(), (3, 2, 2), 2)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_wrong_channels_or_size():
+    with pytest.raises(ModelError, match=r"takes images of shape \(2, 1, 8, 8\), got RuntimeErr.*"):
+        check_model(linear(), (1, 8, 8), 3)
+
+
+def test_gray_images_do_not_pass_for_color():
+    with pytest.raises(ModelError, match=r"expected images of 3 channels, got 1. Convert.*in_chan"):
+        check_model(build_model("excise:preactresnet18,width=2", classes=4), (1, 8, 8), 4)
+
+
+def test_wrong_number_of_classes():
+    with pytest.raises(ModelError, match=r"expected 4 logits an image, one a class, got 3. Give"):
+        check_model(linear(3), (3, 2, 2), 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ((torch.zeros(2, 3),), "tuple"),
+        (None, "NoneType"),
+        (torch.zeros(2, 3, 1, 1), r"\(2, 3, 1, 1\)"),
+        (torch.zeros(1, 3), r"\(1, 3\)"),
+    ],
+)
+def test_outputs_that_are_no_logits(value, got):
+    with pytest.raises(ModelError, match=rf"logits of shape \(2, number of cl.*, got {got}. Wrap"):
+        check_model(Returns(value), (3, 2, 2), 3)
+
+
+def test_weights_and_logits_have_to_be_finite():
+    model = linear()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"expected finite weights, got NaN or infinity in 2.weig"):
+        check_model(model, (3, 2, 2), 3)
+    with pytest.raises(ModelError, match="expected finite logits"):
+        check_model(Returns(torch.full((2, 3), float("inf"))), (3, 2, 2), 3)
+
+
+def test_modes_come_back_after_a_failure():
+    model = linear().train()
+    with pytest.raises(ModelError):
+        check_model(model, (3, 3, 3), 3)
+    assert all(m.training for m in model.modules())
+
+
+def test_foreign_text_is_short_and_cannot_steer_a_terminal():
+    assert shorten("a\n  b\x1b[31m") == "a b?[31m"
+    assert shorten("x" * 400) == "x" * 300 + "…"
+    assert few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert few(["a\x1b"]) == "a?"
