@@ -56,6 +56,4 @@ def repair(
         paper_split=paper_split,
         pool="the images given",
     )
-    return method.repair(
-        model, data.to(device_of(model)), rng.child("method"), on_round=on_round
-    )
+    return method.repair(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)

@@ -93,7 +93,10 @@ class Method:
 
 
 METHODS: tuple[Method, ...] = (
-    Method("attack", "none", "no poison: the clean twin", "", "stable", "excise.attacks.none:NoAttack"),
+    Method(
+        "attack", "none", "no poison: the clean twin",
+        "", "stable", "excise.attacks.none:NoAttack",
+    ),
     Method(
         "attack", "badnets", "a patch that replaces pixels",
         "Gu, Dolan-Gavitt, Garg: BadNets, IEEE Access 2019 (arXiv 1708.06733)",

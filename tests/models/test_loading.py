@@ -130,6 +130,21 @@ def test_a_factory_s_bundle_needs_the_caller_s_word(tmp_path, monkeypatch):
     assert equal(load_model(tmp_path / "b", arch="ournets:make"), made)
 
 
+@pytest.mark.fast
+def test_a_factory_that_keeps_what_it_made_is_called_in_no_unusual_way(tmp_path, monkeypatch):
+    (tmp_path / "keeps.py").write_text(
+        "from torch import nn\n"
+        "made = []\n"
+        "def make(num_classes):\n"
+        "    made.append(made[0] if made else nn.Linear(2, num_classes))\n"
+        "    return made[-1]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = saved(tmp_path, nn.Linear(2, 3).state_dict())
+    loaded = load_model(path, arch="keeps:make", classes=3, input_size=(1, 1))
+    assert not any(p.is_meta for p in loaded.parameters())
+
+
 def legacy(content, path):
     torch.save(content, path, _use_new_zipfile_serialization=False)
 

@@ -61,7 +61,9 @@ class BadNets(Poisoning):
                 remedy=f"Choose a size of at most {min(h, w)}.",
             )
         if self.picture is not None:
-            pattern = read_picture(self.picture, size=(self.size, self.size), channels=c)
+            pattern = read_picture(
+                self.picture, size=(self.size, self.size), channels=1 if c == 1 else 3
+            )
         else:
             pattern = torch.full((c, self.size, self.size), self.value)
         row = rng.integer("row", 0, h - self.size + 1) if self.row is None else self.row

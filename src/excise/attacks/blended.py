@@ -40,7 +40,9 @@ class Blended(Poisoning):
         """Return the blend for images of ``shape``."""
         if self.picture is not None:
             c, h, w = shape
-            return Blend(read_picture(self.picture, size=(h, w), channels=c), self.alpha)
+            return Blend(
+                read_picture(self.picture, size=(h, w), channels=1 if c == 1 else 3), self.alpha
+            )
         return Blend(seeded_picture(shape, rng), self.alpha)
 
 

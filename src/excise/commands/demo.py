@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 from rich.console import Console
 
@@ -47,7 +46,6 @@ def run(arguments: list[str]) -> int:
     asked = tyro.cli(Demo, args=arguments, prog="excise demo")
     # Only a directory that an earlier demo made is replaced.
     check_free(asked.out, overwrite=(asked.out / "victim" / "card.json").is_file())
-    device = torch.device("cpu")
     console = Console(highlight=False)
     with Story() as story:
         data = load_data("digits")

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from excise.commands.options import (
-    backdoor_of,
-    device_named,
-    flags,
-    images_for,
-    network_from,
-    print_json,
-)
+from excise.commands.options import Given, backdoor_of, device_named, flags, print_json
 from excise.console import Story
-from excise.data import has_test
 from excise.evaluation import Limits, check, compare, evaluate, judge
 from excise.models import load_model
 from excise.reports import terminal_table
@@ -42,28 +35,13 @@ class Evaluate:
     only clean accuracy is measured."""
     twin: Path | None = None
     """Bundle of the clean twin, whose figures are the floor."""
-    arch: str | None = None
-    """Network of a weights file; see `excise repair --help`."""
-    classes: str | None = None
-    """Classes of a weights file: their number, or names in the order of the outputs, a,b,c."""
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel that the network was trained with, on [0, 1]."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel likewise."""
-    image_size: int | None = None
-    """Height and width of the network's images."""
-    channels: int = 3
-    """Channels of the network's images: 3 color, 1 gray."""
-    class_map: Path | None = None
-    """JSON file: folder names in the order of the network's outputs, or {folder: output}."""
-    data_root: Path | None = None
-    """Where cifar10 and gtsrb lie; default $EXCISE_DATA."""
     seed: int = 0
     """Draws the bootstrap samples of the intervals."""
     device: str = "auto"
     """Where to work: auto, cpu, cuda, cuda:1."""
     json: bool = False
     """Print JSON."""
+    given: Annotated[Given, tyro.conf.arg(name="")] = field(default_factory=Given)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -71,31 +49,28 @@ def run(arguments: list[str]) -> int:
     """Print the figures; comparing two, 1 if the second is not repaired, or harmed."""
     asked = flags(Evaluate, arguments, "evaluate", model=tyro.MISSING, images=tyro.MISSING)
     device = device_named(asked.device)
-    loading = {
-        "arch": asked.arch, "classes": asked.classes, "mean": asked.mean, "std": asked.std,
-        "size": asked.image_size, "channels": asked.channels,
-    }  # fmt: skip
     with Story() as story:
-        network = network_from(asked.model, **loading).to(device)
-        split: Any = "test" if has_test(asked.images, asked.data_root) else "train"
-        images, order = images_for(
-            network, asked.images, asked.class_map, asked.data_root, split=split
+        network = asked.given.network(asked.model).to(device)
+        images, order = asked.given.images(
+            network, asked.images, "test" if asked.given.has_test(asked.images) else "train"
         )
         story.stage(order)
         test = images.to(device)
         backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
-        under = {
-            "trigger": backdoor.trigger if backdoor else None,
-            "rule": backdoor.rule if backdoor else None,
-        }
+        measure = partial(
+            evaluate,
+            test=test,
+            trigger=backdoor.trigger if backdoor else None,
+            rule=backdoor.rule if backdoor else None,
+        )
         story.stage(f"measuring on {len(test):,} images")
-        before = evaluate(network, test, **under)
+        before = measure(network)
         after = floor = None
         if asked.after is not None:
-            second = network_from(asked.after, **loading).to(device)
-            after = evaluate(second, test, **under)
+            second = asked.given.network(asked.after).to(device)
+            after = measure(second)
         if asked.twin is not None:
-            floor = evaluate(load_model(asked.twin).to(device), test, **under)
+            floor = measure(load_model(asked.twin).to(device))
     record: dict[str, Any] = {
         "version": 1,
         "kind": "evaluation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 import tyro
 
 from excise.attacks import NoAttack, load_backdoor
-from excise.data import describe_classes, load_images
+from excise.data import describe_classes, has_test, load_images
 from excise.errors import DataError, SpecError, nearest
 from excise.models import Network, load_model, read_card
 from excise.registry import build, find, parse
@@ -20,13 +21,14 @@ from excise.seeding import Rng
 from excise.types import Backdoor, LabelledImages
 
 __all__ = [
+    "Given",
     "backdoor_of",
     "check_free",
     "command_line",
     "device_named",
     "flags",
-    "images_for",
-    "network_from",
+    "preset",
+    "print_json",
     "said",
 ]
 
@@ -52,7 +54,7 @@ def flags(command: type[T], arguments: Sequence[str], name: str, **defaults: Any
         command,
         args=list(arguments),
         prog=f"excise {name}",
-        default=command(**defaults) if defaults else None,
+        default=command(**defaults),
         config=(tyro.conf.SuppressFixed, tyro.conf.FlagConversionOff),
     )
     return parsed
@@ -93,73 +95,78 @@ def command_line(name: str, arguments: Sequence[str]) -> str:
     return shlex.join(["excise", name, *arguments])
 
 
-def network_from(
-    model: str,
-    *,
-    arch: str | None = None,
-    classes: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: int | None = None,
-    channels: int = 3,
-) -> Network:
-    """Load a bundle, or a weights file whose network is described by the other arguments.
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A network and images as a stranger has them; a bundle needs none of this but the roots."""
 
-    ``classes`` is a number, or names in the order of the outputs separated by commas.
-    """
-    path = Path(model)
-    if path.is_dir() and arch is None:
-        return load_model(path)
-    named: int | tuple[str, ...] | None = None
-    if classes is not None:
-        named = int(classes) if classes.isdecimal() else tuple(classes.split(","))
-    return load_model(
-        path,
-        arch=arch,
-        classes=named,
-        mean=mean,
-        std=std,
-        input_size=(size, size) if size else None,
-        in_channels=channels,
-    )
+    arch: str | None = None
+    """Network of a weights file: excise:NAME, torchvision:NAME, timm:NAME, or
+    package.module:factory (which runs that package's code)."""
+    classes: str | None = None
+    """Classes of a weights file: their number, or names in the order of the outputs, a,b,c."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the network was trained with, on [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel likewise."""
+    image_size: int | None = None
+    """Height and width of the network's images; default: the architecture's usual."""
+    channels: int | None = None
+    """Channels of the network's images: 3 color, 1 gray."""
+    class_map: Path | None = None
+    """JSON file: folder names in the order of the network's outputs, or {folder: output}."""
+    data_root: Path | None = None
+    """Where cifar10 and gtsrb lie, or torchvision downloads to; default $EXCISE_DATA."""
 
-
-def images_for(
-    network: Network,
-    source: str,
-    class_map: Path | None,
-    root: Path | None,
-    *,
-    split: Literal["train", "test"] = "train",
-) -> tuple[LabelledImages, str]:
-    """Load images as the network takes them; return them and how classes meet outputs.
-
-    The order of classes comes from ``class_map``, else from the network's own class names, else
-    from the sorted names of the folders, which the returned sentence states.
-
-    Raises:
-        DataError: the classes do not match the outputs.
-    """
-    channels, height, width = network.input_shape
-    names: Any = class_map
-    if names is None and network.classes != tuple(map(str, range(len(network.classes)))):
-        names = network.classes
-    images = load_images(
-        source,
-        classes=names,
-        size=(height, width),
-        channels=1 if channels == 1 else 3,
-        split=split,
-        root=root,
-    )
-    if images.num_classes != len(network.classes):
-        raise DataError(
-            f"images of {len(network.classes)} classes, like the network's outputs",
-            got=f"{images.num_classes} classes in {source}",
-            remedy="Give --class-map FILE.json: folder names in the order of the outputs, or "
-            "{folder: output}.",
+    def network(self, model: str) -> Network:
+        """Load a bundle, or a weights file whose network is described by the fields."""
+        classes: int | tuple[str, ...] | None = None
+        if self.classes is not None:
+            numbered = self.classes.isdecimal()
+            classes = int(self.classes) if numbered else tuple(self.classes.split(","))
+        return load_model(
+            Path(model),
+            arch=self.arch,
+            classes=classes,
+            mean=self.mean,
+            std=self.std,
+            input_size=(self.image_size, self.image_size) if self.image_size else None,
+            in_channels=self.channels,
         )
-    return images, describe_classes(images, given=names is not None)
+
+    def has_test(self, source: str) -> bool:
+        """Return whether a source of images has a test part."""
+        return has_test(source, self.data_root)
+
+    def images(
+        self, network: Network, source: str, split: Literal["train", "test"] = "train"
+    ) -> tuple[LabelledImages, str]:
+        """Load images as the network takes them; return them and how classes meet outputs.
+
+        The order of classes comes from ``class_map``, else from the network's own class names,
+        else from the sorted names of the folders, which the returned sentence states.
+
+        Raises:
+            DataError: the classes do not match the outputs.
+        """
+        channels, height, width = network.input_shape
+        numbered = network.classes == tuple(map(str, range(len(network.classes))))
+        names = self.class_map or (None if numbered else network.classes)
+        images = load_images(
+            source,
+            classes=names,
+            size=(height, width),
+            channels=1 if channels == 1 else 3,
+            split=split,
+            root=self.data_root,
+        )
+        if images.num_classes != len(network.classes):
+            raise DataError(
+                f"images of {len(network.classes)} classes, like the network's outputs",
+                got=f"{images.num_classes} classes in {source}",
+                remedy="Give --class-map FILE.json: folder names in the order of the outputs, or "
+                "{folder: output}.",
+            )
+        return images, describe_classes(images, given=names is not None)
 
 
 def backdoor_of(word: str, network: Network) -> Backdoor:

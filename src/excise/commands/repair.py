@@ -13,18 +13,17 @@ import tyro
 from rich.console import Console
 
 from excise.commands.options import (
+    Given,
     backdoor_of,
     check_free,
     command_line,
     device_named,
     flags,
-    images_for,
-    network_from,
     print_json,
     said,
 )
 from excise.console import Story
-from excise.data import defender_data, has_test, sample_positions
+from excise.data import defender_data, sample_positions
 from excise.errors import SpecError
 from excise.evaluation import Limits, evaluate, near_chance
 from excise.experiments.plant import pool_of
@@ -59,23 +58,6 @@ class Repair:
     """Images the repair never sees; default: the test part of --images, else what --spc leaves."""
     out: Path = Path("repaired")
     """Directory of the repaired bundle, the record and the page."""
-    arch: str | None = None
-    """Network of a weights file: excise:NAME, torchvision:NAME, timm:NAME, or
-    package.module:factory (which runs that package's code)."""
-    classes: str | None = None
-    """Classes of a weights file: their number, or names in the order of the outputs, a,b,c."""
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel that the network was trained with, on [0, 1]."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel likewise."""
-    image_size: int | None = None
-    """Height and width of the network's images; default: the architecture's usual."""
-    channels: int = 3
-    """Channels of the network's images: 3 color, 1 gray."""
-    class_map: Path | None = None
-    """JSON file: folder names in the order of the network's outputs, or {folder: output}."""
-    data_root: Path | None = None
-    """Where cifar10 and gtsrb lie, or torchvision downloads to; default $EXCISE_DATA."""
     twin: Path | None = None
     """Bundle of the clean twin, whose figures are the floor."""
     method: str = "grad-prune"
@@ -97,6 +79,7 @@ class Repair:
     json: bool = False
     """Print the record as JSON."""
     options: Annotated[Any, tyro.conf.arg(name="")] = field(default=None)
+    given: Annotated[Given, tyro.conf.arg(name="")] = field(default_factory=Given)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -139,12 +122,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _question(asked: Repair, device: torch.device, story: Story) -> Question:
-    network = network_from(
-        asked.model, arch=asked.arch, classes=asked.classes, mean=asked.mean, std=asked.std,
-        size=asked.image_size, channels=asked.channels,
-    ).to(device)  # fmt: skip
+    network = asked.given.network(asked.model).to(device)
     card = read_card(Path(asked.model)) if Path(asked.model).is_dir() else {}
-    images, order = images_for(network, asked.images, asked.class_map, asked.data_root)
+    images, order = asked.given.images(network, asked.images)
     story.stage(order)
     check_model(network, images.shape, images.num_classes)
     backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
@@ -156,13 +136,14 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
             "--trigger badnets,size=3,row=-3,column=-3,target=0",
         )
     mine, pool = _pool(asked.images, images, card)
-    sampling = {
-        "spc": asked.spc,
-        "rng": Rng(asked.seed).child("sample"),
-        "validation_ratio": asked.validation_ratio,
-        "paper_split": asked.paper_split,
-    }
-    data = defender_data(mine, pool=pool, **sampling)
+    data = defender_data(
+        mine,
+        spc=asked.spc,
+        rng=Rng(asked.seed).child("sample"),
+        validation_ratio=asked.validation_ratio,
+        paper_split=asked.paper_split,
+        pool=pool,
+    )
     for finding in near_chance(evaluate(network, data.everything().to(device))):
         story.stage(f"{finding.level}: {finding.message}")
     trigger = backdoor.trigger if backdoor else None
@@ -172,7 +153,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
         method=dataclasses.replace(asked.options, inverter=_inverter(asked.inverter, trigger)),
         data=data.to(device),
         seed=asked.seed,
-        test=_test_images(asked, network, mine, sampling),
+        test=_test_images(asked, network, mine),
         backdoor=backdoor,
         twin=load_model(asked.twin).to(device) if asked.twin else None,
         limits=asked.limits,
@@ -206,17 +187,22 @@ def _pool(
     return pool, f"{source}: training images the victim never saw"
 
 
-def _test_images(
-    asked: Repair, network: Network, mine: LabelledImages, sampling: Mapping[str, Any]
-) -> LabelledImages | None:
+def _test_images(asked: Repair, network: Network, mine: LabelledImages) -> LabelledImages | None:
     """Return the test images asked for, or the source's own, or what the sample leaves."""
     source = asked.test or asked.images
-    if has_test(source, asked.data_root):
-        return images_for(network, source, asked.class_map, asked.data_root, split="test")[0]
+    if asked.given.has_test(source):
+        return asked.given.images(network, source, "test")[0]
     if asked.test is not None:
-        return images_for(network, asked.test, asked.class_map, asked.data_root)[0]
+        return asked.given.images(network, asked.test)[0]
     left = torch.ones(len(mine), dtype=torch.bool)
-    for used in sample_positions(mine, **sampling):
+    for used in sample_positions(
+        mine,
+        spc=asked.spc,
+        rng=Rng(asked.seed).child("sample"),
+        validation_ratio=asked.validation_ratio,
+        paper_split=asked.paper_split,
+        needs_validation=True,
+    ):
         left[used] = False
     return mine.subset(left) if left.any() else None
 

@@ -38,6 +38,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from excise.errors import ModelError
 from excise.models import Mask, Unit, apply_edits, prunable, silence, trace
 from excise.registry import STRICT
 from excise.scores import mean_absolute_gradient
@@ -95,6 +96,12 @@ class GradPrune:
         """
         held = data.held_out("Grad-Prune")
         units = prunable(trace(model, data.train.floats()[:2]), include_gates=self.include_gates)
+        if not units:
+            raise ModelError(
+                "a network with convolutions, whose filters Grad-Prune cuts",
+                got=f"{type(model).__name__} without any",
+                remedy="Choose a defense that does not prune filters.",
+            )
         start = time.perf_counter()
         triggers = self.inverter.fit(model, data, rng.child("invert"), on_round=on_round)
         assumed = ("the true trigger",) if any(t.evidence.told for t in triggers) else ()
@@ -133,7 +140,9 @@ class GradPrune:
     ) -> tuple[Edits, list[Row], list[str]]:
         """Cut one filter a round; return the cuts that led to the lowest validation L_u."""
         model = copy.deepcopy(given).eval().requires_grad_(False)
-        weights = [model.get_parameter(f"{u.layer}.weight").requires_grad_() for u in units]
+        weights: list[Tensor] = [
+            model.get_parameter(f"{unit.layer}.weight").requires_grad_() for unit in units
+        ]
         filter_at = [(unit, index) for unit in units for index in range(unit.filters)]
         candidates = torch.ones(len(filter_at), dtype=torch.bool, device=weights[0].device)
 
@@ -171,7 +180,7 @@ class GradPrune:
         return tuple(cuts[:kept]), rounds, notes
 
     def _unlearning_gradient(
-        self, model: nn.Module, weights: list[nn.Parameter], train: Paired
+        self, model: nn.Module, weights: list[Tensor], train: Paired
     ) -> list[Tensor]:
         """Return ∂L_u/∂W of every convolution over all training images; zero where unused."""
         total = [torch.zeros_like(weight) for weight in weights]

@@ -38,7 +38,8 @@ def trigger_pictures(
     residual = (triggered - clean).abs()
     # Enlarged until the strongest change is nearly white, in whole steps a caption can name.
     scale = float(max(1, min(20, round(0.9 / max(float(residual.max()), 1e-3)))))
-    shown, files = [], {}
+    shown: list[dict[str, Any]] = []
+    files: dict[str, bytes] = {}
     for i, position in enumerate(index.tolist()):
         parts = {"clean": clean[i], "triggered": triggered[i], "residual": residual[i] * scale}
         names = {part: f"pictures/{i}-{part}.png" for part in parts}
@@ -58,4 +59,5 @@ def _one_of_each_class(test: LabelledImages, counted: torch.Tensor) -> torch.Ten
     labels = torch.where(counted, test.labels.cpu(), -1)
     classes = labels.unique()
     classes = classes[classes >= 0][:SHOWN]
-    return (labels == classes[:, None]).int().argmax(1)
+    first: torch.Tensor = (labels == classes[:, None]).int().argmax(1)
+    return first

@@ -115,9 +115,7 @@ def plant(
             remedy="Give a folder with train/ and test/, so that the attack can be measured.",
         )
     checkpoint = out.parent / f".{out.name}.checkpoint.pt"
-    victim = train_victim(
-        planting, data, device=device, checkpoint=checkpoint, on_round=on_round
-    )
+    victim = train_victim(planting, data, device=device, checkpoint=checkpoint, on_round=on_round)
     card: dict[str, Any] = {
         "made": planting.spec(data),
         "made_on": environment(torch.device(device)),

@@ -179,7 +179,8 @@ def _measure(
             "the defender's own images and flatter the repair. Give --test, or more images than "
             "--spc takes.",
         })  # fmt: skip
-    shown, scale, pictures = [], 1.0, {}
+    shown: list[dict[str, Any]] = []
+    scale, pictures = 1.0, dict[str, bytes]()
     if question.backdoor is not None:
         shown, scale, pictures = trigger_pictures(images, question.backdoor.trigger, before, after)
     return {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from excise.errors import ModelError
 from excise.models.checking import check_finite, few
-from excise.models.names import build_model, skeleton
+from excise.models.names import build_model, is_built_in, skeleton
 from excise.models.normalize import Network
 
 __all__ = ["assemble"]
@@ -65,15 +65,17 @@ def assemble(
 
 
 def _shapes(arch: str, num_classes: int, in_channels: int, trusted: bool) -> Shapes:
-    try:
-        return skeleton(arch, num_classes, in_channels, trusted=trusted)
-    except ModelError:
-        # Some networks cannot be built without memory. A built-in one without fields has a
-        # known size, so it may be built for real; that also repeats the error if there is one.
-        if "," in arch and not trusted:
-            raise
-        network = build_model(arch, classes=num_classes, in_channels=in_channels, trusted=trusted)
-        return network.body.state_dict()
+    # A factory of the caller's own is called in no unusual way: it may keep what it made.
+    if is_built_in(arch):
+        try:
+            return skeleton(arch, num_classes, in_channels, trusted=trusted)
+        except ModelError:
+            # Some networks cannot be built without memory. One without fields has a known size,
+            # so it may be built for real; that also repeats the error if there is one.
+            if "," in arch and not trusted:
+                raise
+    network = build_model(arch, classes=num_classes, in_channels=in_channels, trusted=trusted)
+    return network.body.state_dict()
 
 
 def _rename(state: Mapping[str, Tensor], wanted: Shapes) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from excise.models.families import (
 from excise.models.normalize import Network
 from excise.seeding import Rng
 
-__all__ = ["build_body", "build_model", "skeleton"]
+__all__ = ["build_body", "build_model", "is_built_in", "skeleton"]
 
 # Families whose code comes with Excise; a card found on disk may name these alone.
 _MAKERS = {"excise": from_excise, "torchvision": from_torchvision, "timm": from_timm}
@@ -129,6 +129,15 @@ def skeleton(
     """
     with Rng(0).scope("skeleton"), torch.device("meta"):
         return build_body(arch, num_classes, in_channels, trusted=trusted).state_dict()
+
+
+def is_built_in(arch: str) -> bool:
+    """Return whether the name belongs to a family whose code comes with Excise.
+
+    Raises:
+        ModelError: it is no name at all.
+    """
+    return _split(arch)[0] in _MAKERS
 
 
 def _split(arch: str) -> tuple[str, str, dict[str, Field]]:

@@ -261,7 +261,8 @@ def curve_summary(curve: Sequence[Round], after: Evaluation | None) -> str:
         for s in _SERIES
         if (old := getattr(first, s.key)) is not None and (new := getattr(best, s.key)) is not None
     ]
-    text = f"Over the first {best.round:,} rounds, {_and(parts)}." if parts else "No values."
+    span = "the first round" if best.round == 1 else f"{best.round:,} rounds"
+    text = f"Over {span}, {_and(parts)}." if parts and best.round else "No round was kept."
     undone = sum(not r.kept for r in curve)
     if undone:
         what = "1 further round was" if undone == 1 else f"{undone:,} further rounds were"
@@ -423,7 +424,7 @@ def heat_map(
                         edge + truth * cell,
                         cell - 1,
                         cell - 1,
-                        f"{0.12 + 0.88 * count / of:.2f}",
+                        f"{0.22 + 0.78 * count / of:.2f}",
                         clean(classes[truth]),
                         clean(classes[said]),
                         count,

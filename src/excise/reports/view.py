@@ -284,7 +284,7 @@ def _curve(record: Record) -> _Curve | None:
     ]
     columns = ["round", "layer", "filter", "ACC", "ASR", "RA", ""]
     return _Curve(
-        figures.pruning_curve(curve, record.after, name="curve"),
+        figures.pruning_curve(curve, record.after, name="curve-wide"),
         figures.pruning_curve(curve, record.after, name="curve-narrow", narrow=True),
         figures.curve_summary(curve, record.after),
         curve[-1].n,

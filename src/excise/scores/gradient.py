@@ -1,7 +1,7 @@
 """Mean absolute gradient of a loss with respect to each convolution filter.
 
-Paper: Dunnett et al., DSN-W 2024 (arXiv 2405.03918), the pruning criterion: for filter i of layer l,
-ξ = ‖∂L/∂W_{l,i}‖₁ / numel(W_{l,i}), ranked over all layers together.
+Paper: Dunnett et al., DSN-W 2024 (arXiv 2405.03918), the pruning criterion: for filter i of layer
+l, ξ = ‖∂L/∂W_{l,i}‖₁ / numel(W_{l,i}), ranked over all layers together.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class Recipe:
     PRESETS: ClassVar[dict[str, dict[str, float | str]]] = {
         "published": {},
         "fast": {
-            "epochs": 8, "learning_rate": 0.1, "warmup_epochs": 1.0, "precision": "bfloat16",
+            "epochs": 10, "learning_rate": 0.1, "warmup_epochs": 1.0, "crop_padding": 2,
+            "precision": "bfloat16",
         },
     }  # fmt: skip
     """Named sets of values; ``fast`` is for narrow networks on a small machine."""
@@ -116,7 +117,7 @@ def fit(
             weight_decay=recipe.weight_decay,
         )
         first = _resume(checkpoint, identity, model, optimizer)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         for epoch in range(first, recipe.epochs):
             start = time.perf_counter()
             torch.manual_seed(rng.number(f"global/{epoch}"))

@@ -77,7 +77,7 @@ def tune(
         for index in batches_of(n, batch_size, rng.torch(f"epoch/{epoch}", device)):
             optimizer.zero_grad(set_to_none=True)
             for loss in losses(index):
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             optimizer.step()
             if hold is not None:
                 hold()

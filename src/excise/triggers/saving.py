@@ -29,13 +29,13 @@ def save_trigger(directory: Path, trigger: Trigger) -> None:
         TriggerError: no registry row knows its class.
     """
     name = next((r.name for r in rows("trigger") if r.load() is type(trigger)), None)
-    if name is None or not dataclasses.is_dataclass(trigger):
+    if name is None:
         raise TriggerError(
             "a trigger of the registry",
             got=type(trigger).__qualname__,
             remedy="Only these can be saved: " + ", ".join(r.name for r in rows("trigger")) + ".",
         )
-    fields = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)}
+    fields = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(cast(Any, trigger))}
     tensors = {k: v.contiguous().cpu() for k, v in fields.items() if isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in fields.items() if k not in tensors}
     save_file(tensors, directory / "trigger.safetensors")
