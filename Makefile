@@ -23,18 +23,19 @@ install: $(STAMP)  ## create .venv and install Excise with its development tools
 demo: install    ## plant a backdoor, find it, repair it, report it; downloads no data
 	$(BIN)/excise demo
 
+# One thread a worker: two torch processes of two threads each starve one another on two cores.
 test: install    ## every test but the slow ones, in parallel
-	$(BIN)/python -m pytest -m 'not slow' -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto
 
 test-all: install  ## every test, the slow ones too
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: install   ## style, types, walls and the fast tests; under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m fast -n auto -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fast -n auto -q
 
 format: install  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

@@ -30,7 +30,7 @@ COMMANDS = {
 #: Errors of the system that mean a wrong or full place was given, not a fault of ours.
 _PLACE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
-    errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EEXIST,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from tests.reports import records
 from excise.reports import render_repair
 
 WIDTHS = (360, 800, 1280)
-NAMES = ("repair", "signs", "very_deep", "bare", "hostile")
+NAMES = ("repair", "brief", "signs", "very_deep", "bare", "hostile")
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +203,10 @@ def test_the_curve_has_a_form_for_phones(visit):
     assert letters >= 12
 
 
-def test_no_label_of_the_curve_lies_on_another(visit):
+@pytest.mark.parametrize("name", ["repair", "brief", "signs", "very_deep"])
+def test_no_label_of_the_curve_lies_on_another(visit, name):
     for width in (360, 1280):
-        clash = visit("repair", width).execute_script("""
+        clash = visit(name, width).execute_script("""
             const texts = [...document.querySelectorAll('svg.chart text')]
                 .filter(t => t.checkVisibility())
                 .map(t => [t.textContent, t.getBoundingClientRect()]);

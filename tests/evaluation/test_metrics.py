@@ -75,7 +75,7 @@ def test_interval_round_trips():
 @pytest.mark.parametrize(
     ("asr0", "asr", "acc0", "acc", "expected"),
     [
-        (1.0, 0.1, 0.9, 0.85, 0.925),  # methods.md §E
+        (1.0, 0.1, 0.9, 0.85, 0.925),  # the worked example of the definition
         (0.7, 0.7, 0.9, 0.9, 0.5),  # no change
         (0.7, 0.8, 0.9, 0.95, 0.5),  # a worse ASR costs nothing, a better ACC earns nothing
         (1.0, 0.0, 1.0, 1.0, 1.0),

@@ -95,7 +95,7 @@ def correct(model: nn.Module, data: LabelledImages) -> int:
         return int((model(data.images).argmax(1) == data.labels).sum())
 
 
-# --- hand-worked values (methods.md §A, test i) ---------------------------------------------------
+# --- hand-worked values -----------------------------------------------------------------------
 
 
 class HandWorked(nn.Module):
@@ -146,7 +146,7 @@ def test_hand_worked_choice() -> None:
 def plain_prune(
     given: nn.Module, data: DefenderData, tau: float, patience: int
 ) -> list[tuple[str, int]]:
-    """The prune stage as §A and §F.1 word it: per image, per filter, with copies of the model."""
+    """The prune stage as the specification words it: per image and per filter."""
     assert data.validation is not None
     model = copy.deepcopy(given).eval()
     units = {u.layer: u for u in trace(model, data.train.images[:2])}
@@ -324,7 +324,7 @@ def test_bad_input(victim: nn.Module, data: DefenderData) -> None:
         repair(flat, data)
 
 
-# --- the published script (§A, "Reference defects"), and why ours departs -------------------------
+# --- the published script, and why ours departs -------------------------
 
 
 def published_step(model: nn.Module, chosen: Callable[[list[nn.Parameter]], int], f: int) -> str:

@@ -264,6 +264,17 @@ def signs() -> dict[str, Any]:
     return repair(SIGNS, per=60, layers=wide, rounds=230, kept=180)
 
 
+def brief() -> dict[str, Any]:
+    """A repair that cut two filters, undid a third and left the trigger working."""
+    record = repair(rounds=3, kept=2)
+    rows = [(0.968, 1.0, 0.0), (0.931, 1.0, 0.0), (0.759, 0.996, 0.004), (0.501, 0.62, 0.235)]
+    for row, (acc, asr, ra) in zip(record["curve"], rows, strict=True):
+        row |= {"acc": acc, "asr": asr, "ra": ra}
+    record["after"] = evaluation(3, DIGITS, 100, 0.95, 0.18)
+    record["comparison"] = None
+    return record
+
+
 def very_deep() -> dict[str, Any]:
     """A repair of a network with 63,728 filters in 130 layers, incomplete."""
     record = repair(layers=deep(), rounds=900, kept=900)

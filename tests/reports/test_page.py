@@ -13,7 +13,7 @@ from excise.reports import render_repair
 
 pytestmark = pytest.mark.fast
 
-EVERY = ("repair", "signs", "very_deep", "bare", "hostile")
+EVERY = ("repair", "brief", "signs", "very_deep", "bare", "hostile")
 VOID = {"meta", "link", "img", "br", "input", "rect", "path", "use", "circle"}
 
 

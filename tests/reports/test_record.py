@@ -22,6 +22,22 @@ def test_a_full_and_a_bare_record_are_read():
     assert doubts(full) == doubts(bare) == []
 
 
+def test_the_data_may_be_named_beside_or_among_its_facts():
+    record = records.repair()
+    assert read_record(record).source == "digits"
+    record["spec"]["source"] = record["spec"]["data"].pop("source")
+    assert read_record(record).source == "digits"
+    assert read_record(records.bare()).source is None
+
+
+def test_the_measured_target_comes_before_the_planned_one():
+    record = records.repair()
+    record["spec"]["model"]["attack"]["target"] = None
+    assert read_record(record).target == 3
+    record["after"]["target"] = 10
+    assert read_record(record).target is None
+
+
 def test_a_rate_of_no_images_reads_as_not_measured():
     record = records.plain()
     record["floor"]["asr"] = {"value": None, "low": 0.0, "high": 1.0, "count": 0, "n": 0}

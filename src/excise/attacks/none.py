@@ -1,7 +1,7 @@
 """No attack: the clean twin, trained as a victim is but without poison.
 
 It is the floor for ASR and the ceiling for RA: a network that never saw a trigger also errs into
-the target class now and then (methods.md §F.9).
+the target class now and then (docs/conventions.md, "Floors").
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ class NoAttack:
         """Train ``model`` in place on ``data``; see :meth:`Poisoning.plant`."""
         fit(
             model, data.to(device_of(model)), recipe, rng.child("fit"),
-            checkpoint=checkpoint, identity=f"{self} {recipe} {rng}", on_round=on_round,
+            checkpoint=checkpoint, identity=str(self), on_round=on_round,
         )  # fmt: skip
         return Victim(model, None, None)

@@ -1,8 +1,8 @@
 """Data poisoning: put a trigger on some training images, give them the attacker's label, train.
 
-Conventions of methods.md §C and §F.5: dirty-label poison is drawn from all classes, the target's
-own images included, ``round(ratio · N)`` of them; a switch leaves the target class out. Poisoned
-images are rounded to 8 bits, since that is what a picture file carries.
+Conventions (docs/conventions.md, "Poison"): dirty-label poison is drawn from all classes, the
+target's own images included, ``round(ratio · N)`` of them; a switch leaves the target class out.
+Poisoned images are rounded to 8 bits, since that is what a picture file carries.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Poisoning:
         poisoned = poison(data, index, backdoor).to(device_of(model))
         fit(
             model, poisoned, recipe, rng.child("fit"),
-            checkpoint=checkpoint, identity=f"{self} {recipe} {rng}", on_round=on_round,
+            checkpoint=checkpoint, identity=str(self), on_round=on_round,
         )  # fmt: skip
         return Victim(model, backdoor, index)
 

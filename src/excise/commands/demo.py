@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from excise.attacks import BadNets, NoAttack, load_victim
-from excise.commands.options import check_free, command_line
+from excise.commands.options import check_free, command_line, flags
 from excise.console import Story
 from excise.data import defender_data, load_data
 from excise.defenses import GradPrune
@@ -43,7 +42,7 @@ class Demo:
 
 def run(arguments: list[str]) -> int:
     """Run the demo; 0 if the network is repaired, 1 if not."""
-    asked = tyro.cli(Demo, args=arguments, prog="excise demo")
+    asked = flags(Demo, arguments, "demo")
     # Only a directory that an earlier demo made is replaced.
     check_free(asked.out, overwrite=(asked.out / "victim" / "card.json").is_file())
     console = Console(highlight=False)

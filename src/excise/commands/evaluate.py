@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from excise.commands.options import Given, backdoor_of, device_named, flags, print_json
 from excise.console import Story
-from excise.evaluation import Limits, check, compare, evaluate, judge
+from excise.evaluation import Evaluation, Limits, Rate, check, compare, evaluate, judge
 from excise.models import load_model
-from excise.reports import terminal_table
 from excise.seeding import Rng
 
 __all__ = ["run"]
@@ -24,9 +25,9 @@ __all__ = ["run"]
 class Evaluate:
     """Measure a network on test images; with a second one, compare the two image by image."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A bundle's directory, or a weights file."""
-    after: Annotated[str | None, tyro.conf.Positional] = None
+    after: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[AFTER]")] = None
     """A second one, compared with the first."""
     images: str
     """Test images with true labels: a folder, or a data set, whose test part is used."""
@@ -94,9 +95,31 @@ def run(arguments: list[str]) -> int:
         print_json(record)
         return status
     console = Console(highlight=False)
-    console.print(terminal_table(record))
+    shown = {"before" if after else "network": before, "after": after, "clean twin": floor}
+    console.print(_table({name: e for name, e in shown.items() if e is not None}))
     if after is not None:
         console.print(record["verdict"]["sentence"])
         for finding in record["checks"]:
             console.print(f"{finding['level']}: {finding['message']}", markup=False)
     return status
+
+
+def _table(measured: Mapping[str, Evaluation]) -> Table:
+    """Return a row a figure and a column a network, in percent with 95 % intervals."""
+    table = Table("", *measured)
+    for key, name in (
+        ("acc", "clean accuracy"),
+        ("asr", "attack success rate"),
+        ("ra", "recovery accuracy"),
+        ("target_recall", "recall of the target class"),
+    ):
+        rates = [getattr(evaluation, key) for evaluation in measured.values()]
+        if any(rate is not None for rate in rates):
+            table.add_row(name, *map(_said, rates))
+    return table
+
+
+def _said(rate: Rate | None) -> str:
+    if rate is None or rate.value is None or rate.low is None or rate.high is None:
+        return "not measured"
+    return f"{rate.value:.1%} ({100 * rate.low:.1f}–{100 * rate.high:.1f})"

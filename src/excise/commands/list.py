@@ -32,6 +32,7 @@ class List:
     what: Annotated[
         Literal["attacks", "defenses", "inverters", "detectors", "models", "data", "all"],
         tyro.conf.Positional,
+        tyro.conf.arg(metavar="KIND"),
     ] = "all"
     """Which part of the registry."""
     json: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import tyro
+from pydantic import ValidationError
 
 from excise.attacks import NoAttack, load_backdoor
 from excise.data import describe_classes, has_test, load_images
 from excise.errors import DataError, SpecError, nearest
 from excise.models import Network, load_model, read_card
-from excise.registry import build, find, parse
+from excise.registry import build, find, parse, spec_error
 from excise.seeding import Rng
 from excise.types import Backdoor, LabelledImages
 
@@ -49,14 +51,20 @@ def flags(command: type[T], arguments: Sequence[str], name: str, **defaults: Any
     """Parse ``arguments`` into ``command``; a method among its defaults lends its fields as flags.
 
     Exits with status 2 and the nearest flag where one is unknown.
+
+    Raises:
+        SpecError: a value out of range.
     """
-    parsed: T = tyro.cli(
-        command,
-        args=list(arguments),
-        prog=f"excise {name}",
-        default=command(**defaults),
-        config=(tyro.conf.SuppressFixed, tyro.conf.FlagConversionOff),
-    )
+    try:
+        parsed: T = tyro.cli(
+            command,
+            args=list(arguments),
+            prog=f"excise {name}",
+            default=command(**defaults),
+            config=(tyro.conf.SuppressFixed,),
+        )
+    except ValidationError as error:
+        raise spec_error(error.title, error) from error
     return parsed
 
 
@@ -81,12 +89,23 @@ def device_named(name: str) -> torch.device:
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse an output directory that exists, unless overwriting was asked for."""
+    """Refuse, before any work, an output directory that exists or cannot be made.
+
+    Raises:
+        DataError: it exists and overwriting was not asked for, or nothing can be written there.
+    """
     if out.exists() and not overwrite:
         raise DataError(
             "an output directory that does not exist yet",
             got=str(out),
-            remedy="Choose another --out, or add --overwrite True.",
+            remedy="Choose another --out, or add --overwrite.",
+        )
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(
+            "a writable output directory",
+            got=f"{out}, where {above} is {'not writable' if above.is_dir() else 'a file'}",
+            remedy="Choose another --out.",
         )
 
 
@@ -149,8 +168,9 @@ class Given:
             DataError: the classes do not match the outputs.
         """
         channels, height, width = network.input_shape
-        numbered = network.classes == tuple(map(str, range(len(network.classes))))
-        names = self.class_map or (None if numbered else network.classes)
+        # A weights file of which only the number of classes was said has no names of its own.
+        nameless = self.arch is not None and (self.classes is None or self.classes.isdecimal())
+        names = self.class_map or (None if nameless else network.classes)
         images = load_images(
             source,
             classes=names,

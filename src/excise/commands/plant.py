@@ -48,7 +48,7 @@ class Plant:
     """Share of the training images the victim gets (above 1: their number); the rest is the pool
     a defender draws from."""
     recipe_preset: str = "published"
-    """Training recipe: published (the field's 100 epochs), or fast (8 epochs, small machines)."""
+    """Training recipe: published (the field's 100 epochs), or fast (10 epochs, small machines)."""
     half: bool = False
     """Store weights in half precision."""
     device: str = "auto"

@@ -44,7 +44,7 @@ class Repair:
     Writes the repaired bundle, a record and a report page. The given network stays as it is.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A bundle's directory, or a weights file (safetensors, or a PyTorch file without code)."""
     images: str
     """Clean images with true labels: a folder with one subfolder per class, or a data set: digits,

@@ -17,7 +17,7 @@ __all__ = ["run"]
 class Report:
     """Write report.html from the record and the pictures of a finished repair."""
 
-    directory: Annotated[Path, tyro.conf.Positional]
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """What `excise repair --out` wrote."""
 
 

@@ -68,7 +68,7 @@ def describe_classes(images: LabelledImages, *, given: bool = False) -> str:
     head = "Classes in the order of the network's outputs"
     if not given:
         head += (
-            " (sorted by name, since no order was given; pass classes= if the network's differs)"
+            " (sorted by name, since no order was given; give a class map if the network's differs)"
         )
     lines = [f"{head}:"]
     numeric = all(name.isdigit() for name in names)

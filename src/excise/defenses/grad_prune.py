@@ -115,7 +115,7 @@ class GradPrune:
         train, validation = Paired.of(data.train, triggers), Paired.of(held, triggers)
         edits, rounds, notes = self._prune(model, units, train, validation, on_round)
         pruned = time.perf_counter()
-        repaired = copy.deepcopy(model).eval()
+        repaired = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         apply_edits(repaired, edits, units)
         tuned = self._tune(repaired, units, edits, train, validation, rng, on_round)
         if tuned.capped:
@@ -128,6 +128,7 @@ class GradPrune:
             "tune": time.perf_counter() - pruned,
         }
         history = (*rounds, *tuned.history)
+        repaired.to(memory_format=torch.contiguous_format)
         return Repair(repaired, edits, history, assumed, tuple(notes), seconds)
 
     def _prune(
@@ -140,6 +141,7 @@ class GradPrune:
     ) -> tuple[Edits, list[Row], list[str]]:
         """Cut one filter a round; return the cuts that led to the lowest validation L_u."""
         model = copy.deepcopy(given).eval().requires_grad_(False)
+        model.to(memory_format=torch.channels_last)
         weights: list[Tensor] = [
             model.get_parameter(f"{unit.layer}.weight").requires_grad_() for unit in units
         ]

@@ -2,7 +2,7 @@
 
 Each check is a small function that returns what it found, or nothing. :func:`check` runs all of
 them; the messages are for the person who reads the record. Source: ``design.md``, "Experiments",
-and ``methods.md`` §F.9.
+and docs/conventions.md, "Floors".
 
 A difference counts here only where even the friendly end of its interval lies beyond the stated
 margin, so that a small test set does not cry wolf; that it is small is a finding of its own.

@@ -1,6 +1,6 @@
 """One network against another on the same test images: before and after a defense, and the floor.
 
-Source: ``methods.md`` §E (DER), §F.8 (paired bootstrap), §F.9 (every ASR and RA beside those of the
+Source: docs/conventions.md, "Metrics", "Intervals", "Floors" (every ASR and RA beside those of the
 clean twin under the same trigger).
 """
 

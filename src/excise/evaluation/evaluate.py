@@ -1,7 +1,7 @@
 """Measure a network: accuracy on clean images, attack success and recovery on triggered ones.
 
-Source: ``methods.md`` §E. Eval mode, every image once, no augmentation, whole images counted (never
-averages of batches). All-to-one attacks do not count images of the target class itself.
+Source: docs/conventions.md, "Metrics". Eval mode, every image once, no augmentation, whole images
+counted (never averages of batches). All-to-one attacks do not count images of the target class.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rates with Wilson intervals, DER, and paired bootstrap intervals for differences.
 
-Sources: ``methods.md`` §E (definitions) and §F.8 (intervals). Wilson, JASA 1927; Efron, Annals of
+Sources: docs/conventions.md, "Metrics" and "Intervals". Wilson, JASA 1927; Efron, Annals of
 Statistics 1979 (percentile interval); DER: Zhu et al., FT-SAM, ICCV 2023, equation 7. The sign of
 ΔACC follows the paper: BackdoorBench's ``metric.py`` adds what it should subtract.
 

@@ -1,7 +1,7 @@
 """What a network said of each test image, and the figures that follow from it.
 
-Source: ``methods.md`` §E. Everything in an :class:`Evaluation` is a function of its
-:class:`Outcomes`; the outcomes are kept because paired intervals need them (§F.8).
+Source: docs/conventions.md, "Metrics". Everything in an :class:`Evaluation` is a function of its
+:class:`Outcomes`; the outcomes are kept because paired intervals need them.
 """
 
 from __future__ import annotations

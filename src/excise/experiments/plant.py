@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from excise.data import DataSet, PoolSplit, split_pool
 from excise.errors import DataError
 from excise.evaluation import evaluate
 from excise.experiments.environment import environment
-from excise.models import build_model
+from excise.models import build_model, read_card
 from excise.registry import spec_of
 from excise.seeding import Rng
 from excise.training import Recipe
@@ -121,13 +122,20 @@ def plant(
         "made_on": environment(torch.device(device)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    # Measured as it will lie on disk: half precision may move a prediction.
+    stored = _as_stored(victim, device) if half else victim
+    card["measured"] = measure(stored, data.test)
     save_victim(out, victim, card, half=half)
-    # Measured as it lies on disk: half precision may move a prediction.
-    stored, _ = load_victim(out)
-    card["measured"] = measure(Victim(stored.model.to(device), stored.backdoor, None), data.test)
-    save_victim(out, Victim(victim.model, victim.backdoor, victim.poison_index), card, half=half)
     checkpoint.unlink(missing_ok=True)
-    return card
+    return read_card(out)
+
+
+def _as_stored(victim: Victim, device: torch.device | str) -> Victim:
+    """Return the victim as a bundle in half precision gives it back."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_victim(Path(folder) / "bundle", victim, {}, half=True)
+        stored, _ = load_victim(Path(folder) / "bundle")
+    return Victim(stored.model.to(device), stored.backdoor, stored.poison_index)
 
 
 def measure(victim: Victim, test: LabelledImages) -> dict[str, Any]:

@@ -156,9 +156,12 @@ def _label_line(
         room = min((abs(own[i] - v[i]) for v in others if not math.isnan(v[i])), default=1.0)
         if not math.isnan(own[i]) and room > gap:
             best, gap = i, room
-    if math.isnan(own[best]):
+    here = own[best]
+    if math.isnan(here):
         return
-    below = any(own[best] < v[best] for v in others) if own[best] > 0.12 else False
+    near = [v[best] for v in others if not math.isnan(v[best])]
+    above = min([v - here for v in near if v > here] + [1.02 - here])
+    below = min([here - v for v in near if v <= here] + [here + 0.02]) > above
     axes.annotate(
         series.label,
         (rounds[best], own[best]),

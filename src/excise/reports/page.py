@@ -61,9 +61,6 @@ def _environment() -> Environment:
         percent=formats.percent,
         signed=formats.signed,
         interval=formats.interval_text,
-        change=formats.change_text,
-        duration=formats.duration,
-        memory=formats.memory,
         count=lambda n: f"{n:,}",
     )
     return environment

@@ -200,6 +200,11 @@ class Record(_Part):
         known = isinstance(target, int) and 0 <= target < len(self.classes)
         return target if known else None
 
+    @property
+    def source(self) -> Any:
+        """The name of the data, wherever the spec has it."""
+        return self.setting("data", "source") or self.setting("source")
+
     def setting(self, *path: str) -> Any:
         """Return what the spec holds at ``path``, None where it holds nothing."""
         found: Any = self.spec

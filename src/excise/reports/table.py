@@ -173,19 +173,18 @@ def repair_table(record: Mapping[str, Any]) -> RepairTable:
 
 
 def terminal_table(record: Mapping[str, Any]) -> Table:
-    """Return the before-and-after table of a repair for a terminal.
+    """Return the before-and-after table of a repair for a terminal; below it any doubts.
 
     Raises:
         DataError: the record cannot be read.
     """
     read = read_record(record)
     data = table_of(read)
-    lines = [Text(clean(read.verdict.sentence))]
-    lines += [Text(f"{c.level}: {clean(c.message)}") for c in doubts(read)]
+    found = [Text(f"{c.level}: {clean(c.message)}") for c in doubts(read)]
     table = Table(
         title="Percent; below each value its 95% interval",
         box=box.SIMPLE,
-        caption=Text("\n").join(lines),
+        caption=Text("\n").join(found) if found else None,
         caption_justify="left",
     )
     for name in data.header():
@@ -241,7 +240,7 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
                 _name(record.setting("defense", "name")),
                 _name(record.setting("defense", "inverter", "name")),
                 _name(record.setting("model", "attack", "name")),
-                _name(record.setting("data", "source")),
+                _name(record.source),
                 _name(record.setting("model", "arch")),
                 _name(record.setting("spc")),
                 _name(record.setting("seed")),

@@ -98,7 +98,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     attack = record.setting("model", "attack", "name")
     facts = [
         ("Network", record.setting("model", "arch")),
-        ("Data", record.setting("data", "source")),
+        ("Data", record.source),
         ("Attack", f"{attack}, {_aim(record)}" if attack else None),
         ("Defense", f"{defense} with {inverter}" if defense and inverter else defense),
         ("Budget", _budget(record)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,7 +121,7 @@ def differences(one: nn.Module, other: nn.Module) -> list[str]:
 
 
 def shared_storage(one: nn.Module, other: nn.Module) -> list[str]:
-    """Return the names in ``other`` of modules and tensors that are, or lie in, those of ``one``."""
+    """Return the names of modules and tensors of ``other`` that ``one`` holds too."""
     modules = {id(module) for module in one.modules()}
     places = {_place(tensor) for tensor in _tensors(one).values() if tensor.numel()}
     return [name for name, module in other.named_modules() if id(module) in modules] + [
@@ -187,11 +187,11 @@ def rebuilt_from_spec(kind: registry.Kind, method: Any) -> Any:
         if field.metadata.get("told"):
             spec[field.name] = value
         elif field.name in registry.KINDS and value is not None:
-            spec[field.name] = rebuilt_from_spec(field.name, value)  # type: ignore[arg-type]
+            spec[field.name] = rebuilt_from_spec(field.name, value)
     try:
-        make: Callable[..., Any] = registry.find(kind, name).load()
+        make: type = registry.find(kind, name).load()
     except SpecError:
         return type(method)(**spec)  # a class of one's own: no row knows it
     built = registry.build(kind, name, spec)
-    assert isinstance(built, make)  # type: ignore[arg-type]
+    assert type(built) is make
     return built

@@ -26,10 +26,11 @@ __all__ = ["DropoutNet", "Planted", "linear_network", "once", "planted_digits", 
 
 ARCH = "excise:preactresnet18,width=8"
 RECIPE = Recipe(epochs=20, batch_size=64, learning_rate=0.05, warmup_epochs=1)
-#: Draws weights, target, place of the patch, poisoned images; the target it draws is not class 0,
-#: which a dead network would answer too.
-SEED = 1
-SPC = 10
+#: The field's corner, where digits are black. The target is not class 0, which a dead network
+#: would answer too.
+ATTACK = BadNets(size=2, row=-2, column=-2, target=3)
+SEED = 0
+FEW, PLENTY = 10, 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +41,15 @@ class Planted:
         model: the victim; a method is given :meth:`network`, a copy.
         backdoor: a 2 × 2 white patch and one target class.
         data: the defender's images, 9 + 1 of each class, which the victim never saw.
-        pool: where they were drawn from.
+        plenty: as many as any method asks for: 45 + 5 of each class.
+        pool: where both were drawn from.
         test: images nobody trained on.
     """
 
     model: nn.Module
     backdoor: Backdoor
     data: DefenderData
+    plenty: DefenderData
     pool: LabelledImages
     test: LabelledImages
 
@@ -81,12 +84,14 @@ def planted_digits(folder: Path) -> Planted:
             std=digits.std,
             rng=rng,
         )
-        save_victim(bundle, BadNets(size=2).plant(model, split.victim, RECIPE, rng), {})
+        save_victim(bundle, ATTACK.plant(model, split.victim, RECIPE, rng), {})
 
     victim, _ = load_victim(once(folder / "planted-digits", train))
     assert victim.backdoor is not None
-    data = defender_data(split.pool, spc=SPC, rng=rng.child("sample"))
-    return Planted(victim.model, victim.backdoor, data, split.pool, digits.test)
+    data, plenty = (
+        defender_data(split.pool, spc=spc, rng=rng.child("sample")) for spc in (FEW, PLENTY)
+    )
+    return Planted(victim.model, victim.backdoor, data, plenty, split.pool, digits.test)
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:

@@ -29,7 +29,7 @@ __all__ = ["Recipe", "batches_of", "fit"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
-    """How a network is trained. Defaults are the field's (methods.md §0, victim training)."""
+    """How a network is trained. Defaults are the field's (docs/conventions.md, "Victims")."""
 
     epochs: Annotated[int, Field(ge=1)] = 100
     """Passes over the training images."""
@@ -100,7 +100,8 @@ def fit(
         rng: every epoch draws from its own name, so that a resumed run equals an undisturbed one.
         checkpoint: written after every epoch, whole or not at all; if it exists, training goes on
             after the last epoch in it. The caller removes it once the result is safe.
-        identity: what this run is (its spec); a checkpoint of another one is refused.
+        identity: what the caller would tell runs apart by, beside recipe, seed, data and the
+            shape of the network; a checkpoint of another run is refused.
         on_round: called after every epoch with ``epoch``, ``epochs``, ``loss``, ``seconds``.
 
     Raises:
@@ -109,13 +110,15 @@ def fit(
     """
     device = device_of(model)
     # timm and torchvision networks drop out and drop paths from the global generator.
-    with rng.scope("global"):
+    with rng.scope("global"), torch.enable_grad():
         optimizer = torch.optim.SGD(
             model.parameters(),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
+        if checkpoint is not None:
+            identity = f"{identity} {recipe} {rng} {data.fingerprint()} {_shapes(model)}"
         first = _resume(checkpoint, identity, model, optimizer)
         model.to(memory_format=torch.channels_last)
         for epoch in range(first, recipe.epochs):
@@ -133,6 +136,7 @@ def fit(
                 "stage": "fit", "epoch": epoch + 1, "epochs": recipe.epochs, "loss": loss,
                 "seconds": time.perf_counter() - start,
             })  # fmt: skip
+    optimizer.zero_grad(set_to_none=True)
     model.eval()
 
 
@@ -165,6 +169,10 @@ def _epoch(
     return float(total) / len(data)
 
 
+def _shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+
+
 def _save(
     path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
 ) -> None:
@@ -184,7 +192,7 @@ def _resume(
     if path is None or not path.exists():
         return 0
     state = torch.load(path, map_location=device_of(model), weights_only=True)
-    if state["identity"] != identity:
+    if not isinstance(state, dict) or state.get("identity") != identity:
         raise DataError(
             "a checkpoint of this very run",
             got=f"{path}, which belongs to a run with other settings",

@@ -28,27 +28,31 @@ class Paired:
     Args:
         clean: ``(n, c, h, w)``.
         labels: the true labels of both versions.
-        triggered: ``(t, n, c, h, w)``, one version of every image for each of t triggers.
+        triggered: for each trigger all n images with it on.
     """
 
     clean: Images
     labels: Labels
-    triggered: Float[Tensor, "t n c h w"]
+    triggered: tuple[Images, ...]
 
     @classmethod
     def of(cls, data: LabelledImages, triggers: Sequence[Trigger]) -> Paired:
         """Pair ``data`` with the 8-bit pictures each trigger makes of it."""
         clean = data.floats()
         with torch.no_grad():
-            triggered = torch.stack([round_to_8_bits(trigger(clean)) for trigger in triggers])
-        return cls(clean, data.labels, triggered)
+            triggered = [round_to_8_bits(trigger(clean)) for trigger in triggers]
+        # Channels last, as the networks that work on them: convolutions run faster so.
+        first, *others = (
+            images.contiguous(memory_format=torch.channels_last) for images in (clean, *triggered)
+        )
+        return cls(first, data.labels, tuple(others))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def triggered_batches(self, size: int) -> Iterator[tuple[Images, Labels, float]]:
         """Yield images under one trigger, true labels, and the batch's share of all pairs."""
-        pairs = self.triggered.shape[0] * len(self)
+        pairs = len(self.triggered) * len(self)
         for version in self.triggered:
             for images, labels in zip(version.split(size), self.labels.split(size), strict=True):
                 yield images, labels, len(labels) / pairs
@@ -69,7 +73,7 @@ class Paired:
 
     def correct_and_unlearning_loss(self, model: nn.Module, batch_size: int) -> tuple[int, float]:
         """Return how many clean images are right, and L_u = mean CE(f(T(x)), y), in one pass."""
-        images = torch.cat([self.clean, self.triggered.flatten(0, 1)])
+        images = torch.cat([self.clean, *self.triggered])
         logits = logits_of(model, images, batch_size)
         correct = (logits[: len(self)].argmax(1) == self.labels).sum()
         loss = F.cross_entropy(logits[len(self) :], self.labels.repeat(len(self.triggered)))

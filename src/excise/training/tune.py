@@ -71,29 +71,32 @@ def tune(
     history: list[Row] = []
     diverged = False
     epoch = 0
-    while waited < patience and epoch < max_epochs and not diverged:
-        epoch += 1
-        model.train()
-        for index in batches_of(n, batch_size, rng.torch(f"epoch/{epoch}", device)):
-            optimizer.zero_grad(set_to_none=True)
-            for loss in losses(index):
-                loss.backward()
-            optimizer.step()
-            if hold is not None:
-                hold()
-        model.eval()
-        value = validate()
-        diverged = not math.isfinite(value)
-        if value < best:
-            best, best_epoch, waited, kept = value, epoch, 0, _copy(model)
-        else:
-            waited += 1
-        row: Row = {
-            "stage": "tune", "epoch": epoch, "validation_loss": value, "waited": waited,
-        }  # fmt: skip
-        # A record is JSON, which has no word for infinity.
-        history.append(row if not diverged else {**row, "validation_loss": str(value)})
-        on_round(row)
+    # Dropout draws from torch's global generator; the caller may be under no_grad.
+    with rng.scope("global"), torch.enable_grad():
+        while waited < patience and epoch < max_epochs and not diverged:
+            epoch += 1
+            model.train()
+            for index in batches_of(n, batch_size, rng.torch(f"epoch/{epoch}", device)):
+                optimizer.zero_grad(set_to_none=True)
+                for loss in losses(index):
+                    loss.backward()
+                optimizer.step()
+                if hold is not None:
+                    hold()
+            model.eval()
+            value = validate()
+            diverged = not math.isfinite(value)
+            if value < best:
+                best, best_epoch, waited, kept = value, epoch, 0, _copy(model)
+            else:
+                waited += 1
+            row: Row = {
+                "stage": "tune", "epoch": epoch, "validation_loss": value, "waited": waited,
+            }  # fmt: skip
+            # A record is JSON, which has no word for infinity.
+            history.append(row if not diverged else {**row, "validation_loss": str(value)})
+            on_round(row)
+    optimizer.zero_grad(set_to_none=True)
     model.load_state_dict(kept)
     return Tuned(best_epoch, waited < patience and not diverged, diverged, tuple(history))
 

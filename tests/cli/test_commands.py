@@ -1,0 +1,454 @@
+"""The command line as a person meets it: what it writes, what it refuses, its exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from excise.attacks import Victim, save_victim
+from excise.cli import COMMANDS, main
+from excise.data import load_data, to_png
+from excise.models import build_model
+from excise.seeding import Rng
+from excise.testing import Planted
+
+#: Fine-tuning and the curve cost most and are tested elsewhere.
+QUICK = ["--max-tune-epochs", "1", "--patience", "2", "--curve-images", "60"]
+PATCH = "badnets,size=2,row=-2,column=-2,target=3"
+
+
+@pytest.fixture
+def victim(planted: Planted, tmp_path: Path) -> Path:
+    """The planted network as a bundle, its card saying what data it was made from."""
+    out = tmp_path / "victim"
+    made = {"seed": 0, "data": {"source": "digits", "victim_images": 0.5}, "attack": {"name": "x"}}
+    save_victim(out, Victim(planted.model, planted.backdoor, None), {"made": made})
+    return out
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve pictures of each digit, one folder a class."""
+    train = load_data("digits").train
+    root = tmp_path / "pictures"
+    for digit in range(10):
+        (root / str(digit)).mkdir(parents=True)
+        for i, image in enumerate(train.images[train.labels == digit][:12]):
+            (root / str(digit) / f"{i}.png").write_bytes(to_png(image))
+    return root
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+# --- what it writes -------------------------------------------------------------------------------
+
+
+def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    arguments = [
+        "plant", "--attack", "badnets", "--size", 2, "--data", "digits",
+        "--model", "excise:preactresnet18,width=4", "--recipe.epochs", 2, "--out", bundle, "--json",
+    ]  # fmt: skip
+    assert run(*arguments) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card == json.loads((bundle / "card.json").read_text())
+    assert card["made"]["attack"]["size"] == 2
+    assert card["measured"]["asr"]["n"] > 400
+    given = (bundle / "model.safetensors").read_bytes()
+
+    status = run("repair", bundle, "--images", "digits", "--trigger", bundle, "--spc", 10,
+                 "--twin", bundle, "--out", out, *QUICK)  # fmt: skip
+    said = capsys.readouterr().out
+    assert status in (0, 1)
+    assert str(out / "report.html") in said
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors", "card.json", "record.json", "report.html", "pictures"
+    }  # fmt: skip
+    assert (bundle / "model.safetensors").read_bytes() == given
+    record = json.loads((out / "record.json").read_text())
+    assert record["assumed"] == ["the true trigger"]
+    assert record["spec"]["defense"]["inverter"] == {"name": "oracle"}
+    assert record["spec"]["data"]["train_per_class"] == [9] * 10
+    assert record["spec"]["data"]["validation_per_class"] == [1] * 10
+    assert "never saw" in record["spec"]["data"]["pool"]
+    assert record["before"]["n"] == 535
+    assert not any(f["name"] == "splits-overlap" for f in record["checks"])
+    assert str(tmp_path) not in json.dumps({**record, "command": ""}), "a record names no path"
+
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert run("report", out) == 0
+    assert (out / "report.html").read_bytes() == page
+
+    capsys.readouterr()
+    status = run("evaluate", bundle, out, "--images", "digits", "--trigger", bundle, "--json")
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["after"]["acc"] == record["after"]["acc"]
+    assert status == (0 if compared["verdict"]["ok"] else 1)
+    capsys.readouterr()
+    assert run("evaluate", out, "--images", "digits") == 0
+    assert "clean accuracy" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_the_same_seed_gives_the_same_bytes(victim: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("repair", victim, "--images", "digits", "--trigger", victim, "--spc", 4,
+            "--out", tmp_path / name, *QUICK)  # fmt: skip
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_strangers_weights_and_folder(
+    victim: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights under a wrapper, pictures in folders, the trigger in words: no file of ours."""
+    weights = tmp_path / "net.pt"
+    state = {f"module.{k}": v for k, v in load_file(victim / "model.safetensors").items()}
+    torch.save({"state_dict": state, "epoch": 3}, weights)
+    status = run(
+        "repair", weights, "--arch", "excise:preactresnet18,width=8", "--classes", 10,
+        "--channels", 1, "--image-size", 8, "--mean", 0.305099, "--std", 0.375771,
+        "--images", folder, "--trigger", PATCH, "--spc", 6, "--out", tmp_path / "out", *QUICK,
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert status in (0, 1), captured.err
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    # 12 of each class less the 6 that were drawn: images the repair never used.
+    assert record["before"]["n"] == 60
+    assert record["before"]["acc"]["value"] > 0.9
+    assert "sorted by name, since no order was given" in " ".join(captured.err.split())
+
+
+def test_without_images_left_it_says_so(
+    victim: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("repair", victim, "--images", folder, "--trigger", victim, "--out", tmp_path / "out",
+        *QUICK)  # fmt: skip
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["checks"][0]["name"] == "no-test-images"
+    assert "flatter the repair" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_class_map(victim: Path, folder: Path, tmp_path: Path) -> None:
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    for i, name in enumerate(names):
+        (folder / str(i)).rename(folder / name)
+    order = tmp_path / "classes.json"
+    order.write_text(json.dumps(names))
+    arguments = ["evaluate", victim, "--images", folder, "--json"]
+    assert run(*arguments, "--class-map", order) == 0
+
+
+# --- list and help --------------------------------------------------------------------------------
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from excise.cli import main; status = main(['--help']);"
+        "sys.exit(status or bool({'torch', 'tyro', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(name, "--help") == 0
+    assert f"excise {name}" in capsys.readouterr().out
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "attacks") == 0
+    assert "badnets" in capsys.readouterr().out
+    assert run("list", "detectors") == 0
+    assert "none yet" in capsys.readouterr().out
+    assert run("list", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"attacks", "defenses", "inverters", "detectors", "models", "data"}
+    fields = {f["name"]: f for f in said["defenses"][0]["fields"]}
+    assert fields["patience"]["default"] == "10"
+    assert fields["patience"]["help"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("excise 0.")
+
+
+# --- what it refuses: status 2, a message, no traceback, nothing lost -----------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return " ".join((captured.err + captured.out).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["repare"], "Did you mean 'repair'?"),
+        (["repair"], "Required options"),
+        (["list", "atacks"], "attacks"),
+        (["plant", "--attack", "badnet", "--data", "digits"], "Did you mean 'badnets'?"),
+        (["plant", "--attack", "badnets", "--attack-preset", "feild"], "Did you mean 'field'?"),
+        (["plant", "--recipe-preset", "quick"], "Known: fast, published."),
+        (["plant", "--data", "digits", "--size", "9"], "a patch that fits into 8 × 8 pixels"),
+        (["plant", "--data", "digits", "--target", "10", "--size", "2"], "a target from 0 to 9"),
+        (["plant", "--data", "digits", "--poison-ratio", "2"], "less than or equal to 1"),
+        (["plant", "--data", "digits", "--poison-ratio", "0.0001"], "a poison ratio that gives"),
+        (["plant", "--data", "digist"], "digits"),
+        (["plant", "--data", "digits", "--model", "excise:preactresnet19"], "preactresnet18"),
+        (["plant", "--data", "digits", "--size", "2", "--recipe.epohcs", "2"], "--recipe.epochs"),
+        (["plant", "--data", "digits", "--device", "tpu9"], "a device this machine has"),
+    ],
+)
+def test_bad_words(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if arguments[0] == "plant":
+        arguments = [*arguments, "--out", str(out)]
+        if "--data" not in arguments:
+            arguments += ["--data", "digits"]
+    assert message in refused(capsys, *arguments)
+    assert not out.exists()
+
+
+def test_data_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("EXCISE_DATA", raising=False)
+    said = refused(capsys, "plant", "--data", "cifar10", "--out", tmp_path / "out")
+    assert "EXCISE_DATA" in said
+    assert "torchvision:CIFAR10" in said
+
+
+def repairing(victim: Path, tmp_path: Path, **changes: object) -> list[object]:
+    flags: dict[str, object] = {
+        "images": "digits", "trigger": victim, "spc": 4, "out": tmp_path / "out", **changes
+    }  # fmt: skip
+    given = flags.pop("model", victim)
+    pairs = [(f"--{key.replace('_', '-')}", value) for key, value in flags.items()]
+    return ["repair", given, *(word for pair in pairs if pair[1] is not None for word in pair)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trigger": None}, "--trigger, which --inverter oracle is told"),
+        ({"trigger": "badnets,size=2"}, "also row, column, target"),
+        ({"trigger": "badnets,size=9,row=0,column=0,target=0"}, "fits into 8 × 8 pixels"),
+        ({"trigger": "badnets,size=2,row=7,column=0,target=0"}, "a patch inside the 8 × 8 image"),
+        ({"trigger": "badnets,size=2,row=0,column=0,target=77"}, "a target from 0 to 9"),
+        ({"trigger": "badnets,size=2,row=0,colum=0,target=0"}, "Did you mean 'column'?"),
+        ({"trigger": "none"}, "an attack with a trigger"),
+        ({"spc": 1}, "2"),
+        ({"spc": 1000}, "1000"),
+        ({"images": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"method": "grad-prone"}, "Did you mean 'grad-prune'?"),
+        ({"inverter": "oracel"}, "Did you mean 'oracle'?"),
+        ({"patience": -1}, "greater than or equal to 0"),
+        ({"max_accuracy_dorp": 0.2}, "--max-accuracy-drop"),
+        ({"model": "no/such/file.pt", "arch": "torchvision:resnet18"}, "no/such/file.pt"),
+        ({"twin": "no/such/bundle"}, "no/such/bundle"),
+    ],
+)
+def test_bad_repairs(
+    changes: dict[str, Any],
+    message: str,
+    victim: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refused(capsys, *repairing(victim, tmp_path, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_folders(
+    victim: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = repairing(victim, tmp_path, images=folder)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in refused(capsys, *repairing(victim, tmp_path, images=empty))
+
+    (folder / "4" / "7.png").write_bytes(b"not a picture")
+    assert "7.png" in refused(capsys, *asked)
+    (folder / "4" / "7.png").unlink()
+
+    for picture in list((folder / "6").iterdir())[2:]:
+        picture.unlink()
+    assert "6" in refused(capsys, *asked), "fewer images of a class than --spc"
+
+    shutil.rmtree(folder / "6")
+    assert "'6'" in refused(capsys, *asked), "a class without images"
+
+    (folder / "6").mkdir()
+    (folder / "eleven").mkdir()
+    for name in ("6", "eleven"):
+        Image.new("L", (8, 8)).save(folder / name / "0.png")
+    assert "eleven" in refused(capsys, *asked)
+
+
+def test_bad_networks(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def weights(name: str, state: dict[str, torch.Tensor]) -> Path:
+        save_file(state, tmp_path / name)
+        return tmp_path / name
+
+    state = load_file(victim / "model.safetensors")
+    told = {
+        "arch": "excise:preactresnet18,width=8", "classes": 10, "channels": 1, "image_size": 8,
+        "trigger": PATCH,
+    }  # fmt: skip
+
+    def said(path: Path, **changes: object) -> str:
+        return refused(capsys, *repairing(victim, tmp_path, model=path, **{**told, **changes}))
+
+    broken = {**state, "linear.bias": torch.full((10,), float("nan"))}
+    assert "linear.bias" in said(weights("nan.safetensors", broken))
+    whole = weights("whole.safetensors", state)
+    assert "classes=10?" in said(whole, classes=43)
+    assert "conv1.weight" in said(whole, channels=3)
+    assert "(16, 1, 3, 3)" in said(whole, arch="excise:preactresnet18,width=16")
+    assert "preactresnet18" in said(whole, arch="excise:preactresnet19")
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:1000])
+    assert "cut.safetensors" in said(tmp_path / "cut.safetensors")
+
+
+def flat_network(num_classes: int) -> nn.Module:
+    """A network without a convolution; named on a command line below."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def test_a_network_without_convolutions(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "flatnets.py").write_text(
+        "from torch import nn\n"
+        "def flat(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    save_file(
+        {k.replace("body.", ""): v for k, v in flat_network(10).state_dict().items()},
+        tmp_path / "flat.safetensors",
+    )
+    said = refused(
+        capsys,
+        *repairing(
+            victim, tmp_path, model=tmp_path / "flat.safetensors", arch="flatnets:flat",
+            classes=10, channels=1, image_size=8, trigger=PATCH,
+        ),
+    )  # fmt: skip
+    assert "a network with convolutions" in said
+
+
+# --- safety of work -------------------------------------------------------------------------------
+
+
+def test_an_existing_output_is_kept(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.read_bytes() for p in victim.iterdir()}
+    said = refused(capsys, *repairing(victim, tmp_path, out=victim))
+    assert "--overwrite" in said
+    assert {p.name: p.read_bytes() for p in victim.iterdir()} == before
+    run(*repairing(victim, tmp_path, out=victim), "--overwrite", *QUICK)
+    assert (victim / "record.json").is_file()
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_interrupted(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("excise.console.Story.round", interrupt)
+    assert run(*repairing(victim, tmp_path)) == 130
+    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr("excise.experiments.repair.write_report", interrupt)
+    assert run(*repairing(victim, tmp_path)) == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["victim"]
+
+
+def test_an_interrupted_planting_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after the first epoch and started again, it ends with the same weights."""
+    asked = [
+        "plant", "--data", "digits", "--size", 2, "--model", "excise:preactresnet18,width=4",
+        "--recipe.epochs", 3,
+    ]  # fmt: skip
+    assert run(*asked, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("excise.console.Story.round", interrupt)
+        assert run(*asked, "--out", tmp_path / "resumed") == 130
+    assert not (tmp_path / "resumed").exists()
+    assert run(*asked, "--out", tmp_path / "resumed") == 0
+    whole, resumed = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "resumed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["resumed", "whole"]
+
+
+def test_an_unexpected_failure(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("excise.commands.repair.run_repair", fail)
+    assert run(*repairing(victim, tmp_path)) == 3
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "please report it" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said = refused(capsys, *repairing(victim, tmp_path, out=tmp_path / "file" / "out"), *QUICK)
+    assert "a writable output" in said
+
+
+def test_the_api_of_the_readme(planted: Planted, folder: Path) -> None:
+    import excise
+
+    clean = excise.load_images(folder)
+    method = excise.GradPrune(
+        inverter=excise.Oracle(planted.backdoor.trigger), patience=1, max_tune_epochs=1
+    )
+    result = excise.repair(planted.network(), clean, method=method, spc=10, seed=0)
+    measured = excise.evaluate(
+        result.model, planted.test, trigger=planted.backdoor.trigger, target=3
+    )
+    assert measured.asr is not None
+    pair = (clean.images, clean.labels)
+    again = excise.repair(planted.network(), pair, method=method, spc=10, seed=0)
+    assert again.edits == result.edits
+    whole = excise.repair(planted.network(), clean, method=method)
+    assert whole.model is not None
+    assert set(excise.__all__) <= set(dir(excise))
+    assert build_model("excise:vgg19_bn,width=4", classes=2, rng=Rng(0)) is not None
+    with pytest.raises(AttributeError, match="no attribute 'repare'"):
+        excise.repare  # noqa: B018
