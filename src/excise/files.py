@@ -53,8 +53,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
         part.chmod(0o777 & ~umask)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(old / path.name)
-            part.replace(path)
+            try:
+                path.replace(old / path.name)
+                part.replace(path)
+            except BaseException:
+                if not path.exists() and (old / path.name).exists():
+                    (old / path.name).replace(path)
+                old.rmdir()
+                raise
             shutil.rmtree(old)
         else:
             part.replace(path)

@@ -350,15 +350,15 @@ class BadInverter:
 
     def fit(self, model, data, rng, *, on_round=ignore_round):
         on_round(row())
-        target = int(torch.randint(10, (1,))) if self.sin == "draws" else 1
+        share = float(torch.rand(())) if self.sin == "draws" else 1.0
         if self.sin == "writes":
             model.train()
         fate = {"leaves the range": lambda x: x + 1, "counts": counts()}
-        trigger = fate.get(self.sin, lambda x: 1 - x)
+        trigger = fate.get(self.sin, lambda x: share * (1 - x))
         rate = 1.5 if self.sin == "boasts" else float("nan") if self.sin == "NaN" else 0.9
         return [
             RecoveredTrigger(
-                trigger, target=99 if self.sin == "misses" else target, evidence=Evidence(rate)
+                trigger, target=99 if self.sin == "misses" else 1, evidence=Evidence(rate)
             )
         ]
 
@@ -373,7 +373,7 @@ class BadInverter:
         ("misses", InverterContract.test_its_evidence_is_json),
         ("boasts", InverterContract.test_its_evidence_is_json),
         ("NaN", InverterContract.test_its_evidence_is_json),
-        ("counts", InverterContract.test_the_same_seed_recovers_the_same),
+        ("draws", InverterContract.test_the_same_seed_recovers_the_same),
     ],
 )
 def test_an_inverter_that_breaks_a_promise_fails(sin, test, planted):

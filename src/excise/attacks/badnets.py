@@ -11,7 +11,7 @@ corner. ``PRESETS["field"]`` is the fixed choice.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ __all__ = ["BadNets"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BadNets(Poisoning):
-    """A white square, or a picture of the user's, pasted on the image."""
+    """A white square, a checkerboard, or a picture of the user's, pasted on the image."""
 
     size: Annotated[int, Field(ge=1)] = 3
     """Side of the square in pixels; a picture is scaled to it."""
@@ -39,6 +39,8 @@ class BadNets(Poisoning):
     """Left column of the patch, negative from the right; None: drawn from the victim's seed."""
     value: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Gray value of the square in [0, 1]; black (0) is a patch like any other."""
+    pattern: Literal["solid", "checkerboard"] = "solid"
+    """How the square is filled: all of one gray value, or every other pixel, black between."""
     picture: Path | None = None
     """A picture file to paste instead of the square."""
 
@@ -66,6 +68,9 @@ class BadNets(Poisoning):
             )
         else:
             pattern = torch.full((c, self.size, self.size), self.value)
+            if self.pattern == "checkerboard":
+                steps = torch.arange(self.size)
+                pattern[:, (steps[:, None] + steps) % 2 == 1] = 0
         row = rng.integer("row", 0, h - self.size + 1) if self.row is None else self.row
         column = rng.integer("column", 0, w - self.size + 1) if self.column is None else self.column
         return Patch(pattern, torch.ones(self.size, self.size, dtype=torch.bool), row, column)

@@ -7,7 +7,7 @@ Poisoned images are rounded to 8 bits, since that is what a picture file carries
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -40,7 +40,7 @@ __all__ = ["Poisoning", "poison"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Poisoning:
+class Poisoning(ABC):
     """What every data-poisoning attack has; a subclass adds its trigger."""
 
     target: Annotated[int, Field(ge=0)] | None = None

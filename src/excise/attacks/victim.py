@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from excise.errors import TriggerError
+from excise.errors import ModelError, TriggerError
 from excise.files import whole_directory
 from excise.models import Network, load_bundle, write_model
 from excise.triggers import load_trigger, save_trigger
@@ -71,9 +72,7 @@ def load_victim(directory: Path) -> tuple[Victim, dict[str, Any]]:
     """
     model, card = load_bundle(directory)
     backdoor = load_backdoor(directory, card) if card.get("rule") else None
-    poison = directory / "poison.safetensors"
-    index = load_file(poison)["poison_index"] if poison.is_file() else None
-    return Victim(model, backdoor, index), card
+    return Victim(model, backdoor, _load_poison_index(directory / "poison.safetensors")), card
 
 
 def load_backdoor(directory: Path, card: Mapping[str, Any]) -> Backdoor:
@@ -83,6 +82,20 @@ def load_backdoor(directory: Path, card: Mapping[str, Any]) -> Backdoor:
         TriggerError: the bundle has none.
     """
     return Backdoor(load_trigger(directory), _rule_from_json(card.get("rule")))
+
+
+def _load_poison_index(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        index: Tensor = load_file(path)["poison_index"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            "a poison.safetensors with the tensor poison_index",
+            got=f"{path} ({type(error).__name__}: {error})",
+            remedy="Plant the victim again, or delete the file: only records need it.",
+        ) from error
+    return index
 
 
 def _rule_to_json(rule: TargetRule) -> dict[str, Any]:

@@ -33,7 +33,6 @@ import time
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ from excise.models import Mask, Unit, apply_edits, prunable, silence, trace
 from excise.registry import STRICT
 from excise.scores import mean_absolute_gradient
 from excise.seeding import Rng
-from excise.training import Paired, Tuned, tune
+from excise.training import Paired, tune_on_pairs
 from excise.types import (
     DefenderData,
     Edit,
@@ -117,7 +116,20 @@ class GradPrune:
         pruned = time.perf_counter()
         repaired = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         apply_edits(repaired, edits, units)
-        tuned = self._tune(repaired, units, edits, train, validation, rng, on_round)
+        tuned = tune_on_pairs(
+            repaired,
+            train,
+            validation,
+            rng.child("tune"),
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            patience=self.tune_patience,
+            max_epochs=self.max_tune_epochs,
+            hold=Mask(repaired, edits, units) if self.hold_mask else None,
+            on_round=on_round,
+        )
         if tuned.capped:
             notes.append(f"Fine-tuning stopped at the cap of {self.max_tune_epochs} epochs.")
         if tuned.diverged:
@@ -156,7 +168,7 @@ class GradPrune:
         notes: list[str] = []
         kept = waited = 0
         while correct > floor and waited < self.patience:
-            gradient = self._unlearning_gradient(model, weights, train)
+            gradient = train.unlearning_gradient(model, weights, self.batch_size)
             scores = mean_absolute_gradient(gradient).masked_fill(~candidates, 0)
             chosen = int(scores.argmax())  # of equals the first: lowest layer, then filter
             score = float(scores[chosen])
@@ -180,54 +192,3 @@ class GradPrune:
             })  # fmt: skip
             on_round(rounds[-1])
         return tuple(cuts[:kept]), rounds, notes
-
-    def _unlearning_gradient(
-        self, model: nn.Module, weights: list[Tensor], train: Paired
-    ) -> list[Tensor]:
-        """Return ∂L_u/∂W of every convolution over all training images; zero where unused."""
-        total = [torch.zeros_like(weight) for weight in weights]
-        for images, labels, share in train.triggered_batches(self.batch_size):
-            loss = F.cross_entropy(model(images), labels) * share
-            gradients = torch.autograd.grad(
-                loss, weights, allow_unused=True, materialize_grads=True
-            )
-            torch._foreach_add_(total, gradients)
-        return total
-
-    def _tune(
-        self,
-        model: nn.Module,
-        units: tuple[Unit, ...],
-        edits: Edits,
-        train: Paired,
-        validation: Paired,
-        rng: Rng,
-        on_round: OnRound,
-    ) -> Tuned:
-        """Fine-tune on clean and triggered images with true labels, pruned filters held at 0."""
-        frozen = [p for p in model.parameters() if not p.requires_grad]
-        model.requires_grad_(True)
-        tuned = tune(
-            model,
-            len(train),
-            lambda index: (
-                F.cross_entropy(model(images), labels) * weight
-                for images, labels, weight in train.losses(index)
-            ),
-            lambda: validation.clean_loss(model, self.batch_size),
-            torch.optim.SGD(
-                model.parameters(),
-                lr=self.learning_rate,
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
-            ),
-            rng.child("tune"),
-            batch_size=self.batch_size,
-            patience=self.tune_patience,
-            max_epochs=self.max_tune_epochs,
-            hold=Mask(model, edits, units) if self.hold_mask else None,
-            on_round=on_round,
-        )
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        return tuned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from excise.types import Images, LabelledImages, Labels, Trigger, round_to_8_bits
+from excise.seeding import Rng
+from excise.training.tune import Tuned, tune
+from excise.types import Images, LabelledImages, Labels, OnRound, Trigger, round_to_8_bits
 
-__all__ = ["Paired", "logits_of"]
+__all__ = ["Paired", "logits_of", "tune_on_pairs"]
 
 
 def logits_of(model: nn.Module, images: Images, batch_size: int) -> Float[Tensor, "n k"]:
@@ -57,6 +59,23 @@ class Paired:
             for images, labels in zip(version.split(size), self.labels.split(size), strict=True):
                 yield images, labels, len(labels) / pairs
 
+    def unlearning_gradient(
+        self, model: nn.Module, weights: Sequence[Tensor], batch_size: int
+    ) -> list[Tensor]:
+        """Return ∂L_u/∂W of each weight, L_u = mean CE(f(T(x)), y) over every pair.
+
+        The model is used in the mode it is in; a weight that L_u does not depend on gets zeros.
+        """
+        total = [torch.zeros_like(weight) for weight in weights]
+        with torch.enable_grad():
+            for images, labels, share in self.triggered_batches(batch_size):
+                loss = F.cross_entropy(model(images), labels) * share
+                gradients = torch.autograd.grad(
+                    loss, weights, allow_unused=True, materialize_grads=True
+                )
+                torch._foreach_add_(total, gradients)
+        return total
+
     def losses(self, index: Tensor) -> Iterator[tuple[Images, Labels, float]]:
         """Yield the clean and each triggered version at ``index``, with the weight of its loss.
 
@@ -78,3 +97,48 @@ class Paired:
         correct = (logits[: len(self)].argmax(1) == self.labels).sum()
         loss = F.cross_entropy(logits[len(self) :], self.labels.repeat(len(self.triggered)))
         return int(correct), float(loss)
+
+
+def tune_on_pairs(
+    model: nn.Module,
+    train: Paired,
+    validation: Paired,
+    rng: Rng,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    batch_size: int,
+    patience: int,
+    max_epochs: int,
+    hold: Callable[[], None] | None,
+    on_round: OnRound,
+) -> Tuned:
+    """Fine-tune every parameter in place with SGD on clean and triggered images, true labels.
+
+    Stops by the cross-entropy of the clean validation images; see :func:`excise.training.tune`.
+    Parameters that were frozen are frozen again afterwards.
+    """
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    model.requires_grad_(True)
+    tuned = tune(
+        model,
+        len(train),
+        lambda index: (
+            F.cross_entropy(model(images), labels) * weight
+            for images, labels, weight in train.losses(index)
+        ),
+        lambda: validation.clean_loss(model, batch_size),
+        torch.optim.SGD(
+            model.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+        ),
+        rng,
+        batch_size=batch_size,
+        patience=patience,
+        max_epochs=max_epochs,
+        hold=hold,
+        on_round=on_round,
+    )
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return tuned

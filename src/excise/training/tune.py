@@ -86,7 +86,8 @@ def tune(
             model.eval()
             value = validate()
             diverged = not math.isfinite(value)
-            if value < best:
+            # Written so that any figure is better than a start that had none (NaN).
+            if not diverged and not value >= best:
                 best, best_epoch, waited, kept = value, epoch, 0, _copy(model)
             else:
                 waited += 1

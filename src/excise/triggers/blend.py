@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from excise.errors import TriggerError
+from excise.triggers.checking import check_picture
 from excise.types import Images
 
 
@@ -21,10 +22,20 @@ class Blend:
     Args:
         picture: ``(c, h, w)`` in [0, 1], of the images' size.
         alpha: share of the picture, in (0, 1].
+
+    Raises:
+        TriggerError: a picture that is none, or a share out of range.
     """
 
     picture: Float[Tensor, "c h w"]
     alpha: float
+
+    def __post_init__(self) -> None:
+        check_picture("picture", self.picture)
+        if not (isinstance(self.alpha, int | float) and 0 < self.alpha <= 1):
+            raise TriggerError(
+                "alpha in (0, 1]", got=repr(self.alpha), remedy="The field's usual share is 0.2."
+            )
 
     def __call__(self, images: Images, /) -> Images:
         """Return the images with the picture mixed in.

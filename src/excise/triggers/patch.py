@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from excise.errors import TriggerError
+from excise.triggers.checking import check_picture
 from excise.types import Images
 
 
@@ -25,12 +26,30 @@ class Patch:
         mask: ``(k, l)``; black is a color like any other, so that what is replaced is said here.
         row: top row of the patch; negative counts from the bottom edge, -k touching it.
         column: left column of the patch; negative counts from the right edge.
+
+    Raises:
+        TriggerError: a pattern, mask or place that is none.
     """
 
     pattern: Float[Tensor, "c k l"]
     mask: Bool[Tensor, "k l"]
     row: int
     column: int
+
+    def __post_init__(self) -> None:
+        check_picture("pattern", self.pattern)
+        if self.mask.dtype != torch.bool or self.mask.shape != self.pattern.shape[1:]:
+            raise TriggerError(
+                f"a bool mask of shape {tuple(self.pattern.shape[1:])}, like the pattern",
+                got=f"{self.mask.dtype} of shape {tuple(self.mask.shape)}",
+                remedy="Set the mask where pixels are to be replaced.",
+            )
+        if not (isinstance(self.row, int) and isinstance(self.column, int)):
+            raise TriggerError(
+                "row and column as whole numbers",
+                got=f"{self.row!r} and {self.column!r}",
+                remedy="Count from 0, or from -1 at the far edge.",
+            )
 
     def __call__(self, images: Images, /) -> Images:
         """Return the images with the patch on them.

@@ -14,12 +14,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from excise.errors import InputError, TriggerError
+from excise.errors import InputError, TriggerError, UnsafeFileError
 from excise.files import write_json
 from excise.registry import find, rows
 from excise.types import Trigger
 
 __all__ = ["load_trigger", "save_trigger"]
+
+_FILES = ("trigger.json", "trigger.safetensors")
+_MAX_BYTES = 64 * 1024**2
 
 
 def save_trigger(directory: Path, trigger: Trigger) -> None:
@@ -38,8 +41,9 @@ def save_trigger(directory: Path, trigger: Trigger) -> None:
     fields = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(cast(Any, trigger))}
     tensors = {k: v.contiguous().cpu() for k, v in fields.items() if isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in fields.items() if k not in tensors}
-    save_file(tensors, directory / "trigger.safetensors")
-    write_json(directory / "trigger.json", {"version": 1, "name": name, "fields": plain})
+    description, pictures = (directory / name for name in _FILES)
+    save_file(tensors, pictures)
+    write_json(description, {"version": 1, "name": name, "fields": plain})
 
 
 def load_trigger(directory: Path) -> Trigger:
@@ -47,13 +51,25 @@ def load_trigger(directory: Path) -> Trigger:
 
     Raises:
         TriggerError: there is none, or it cannot be read.
+        SpecError: no registry row has its name.
+        UnsafeFileError: a file larger than 64 MiB.
     """
+    description, pictures = (directory / name for name in _FILES)
     try:
-        said: dict[str, Any] = json.loads((directory / "trigger.json").read_text())
-        tensors = load_file(directory / "trigger.safetensors")
+        for file in (description, pictures):
+            if file.stat().st_size > _MAX_BYTES:
+                raise UnsafeFileError(
+                    f"at most {_MAX_BYTES:,} bytes in {file}",
+                    got=f"{file.stat().st_size:,}",
+                    remedy="A trigger is no larger than a picture; do not use this bundle.",
+                )
+        said: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
+        tensors = load_file(pictures)
         kind = find("trigger", said["name"]).load()
         return cast(Trigger, kind(**said["fields"], **tensors))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+    ) as error:  # fmt: skip
         if isinstance(error, InputError):
             raise
         raise TriggerError(

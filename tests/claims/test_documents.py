@@ -1,0 +1,48 @@
+"""What the documentation states stands in the records it is made from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.fast
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_of_grad_prune_is_made_from_its_records() -> None:
+    path = ROOT / "benchmarks" / "grad_prune_cifar10.py"
+    spec = importlib.util.spec_from_file_location("grad_prune_cifar10", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    table = script.table()
+    assert "not run" not in table
+    for name in ("README.md", "docs/methods/grad-prune.md"):
+        assert table in (ROOT / name).read_text(), f"{name}: run the script with --table"
+
+
+def test_the_cost_of_a_round_is_as_recorded() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "records" / "pruning-round.json").read_text())["rows"]
+    text = (ROOT / "docs" / "methods" / "grad-prune.md").read_text()
+    for row in rows:
+        said = f"| {row['width']} | {row['seconds_a_round']:.2f} | {row['seconds_floor']:.2f} |"
+        assert said in text
+        assert f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})" in text
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from excise.cli import COMMANDS
+
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\| `excise (\w+)", readme, flags=re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
