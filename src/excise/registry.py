@@ -79,13 +79,19 @@ class Method:
     def fields(self) -> list[dict[str, str]]:
         """Return name, type, default and help of every field of the method's dataclass."""
         method = self.load()
-        described = getattr(method, "__pydantic_fields__", {})
+        # pydantic reads the text under a field where the field is defined, and loses it below.
+        described = {
+            name: info.description
+            for parent in reversed(method.__mro__)
+            for name, info in vars(parent).get("__pydantic_fields__", {}).items()
+            if info.description
+        }
         return [
             {
                 "name": field.name,
                 "type": str(field.type),
                 "default": "required" if field.default is MISSING else repr(field.default),
-                "help": getattr(described.get(field.name), "description", None) or "",
+                "help": described.get(field.name, ""),
             }
             for field in dataclasses.fields(method)
             if field.init
