@@ -2,7 +2,7 @@
 
 Claim      docs/methods/grad-prune.md, "Measured" (made from the records this script writes)
 Command    EXCISE_DATA=… python benchmarks/grad_prune_cifar10.py --workers 2
-           python benchmarks/grad_prune_cifar10.py --table        (the table, from the records)
+           python benchmarks/grad_prune_cifar10.py --table        (the tables, from the records)
 Hardware   2 cores, no GPU; PreActResNet-18 of width 16
 Runs       BadNets and Blended × 3 seeds × SPC 2, 10, 100; one clean twin (seed 0) as the floor
 Time       about 90 minutes from nothing; victims and records that exist are kept
@@ -21,6 +21,7 @@ import multiprocessing
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 VICTIMS = HERE / "victims"
@@ -50,8 +51,8 @@ def plant_one(attack: str, seed: int) -> str:
         seed=seed,
     )
     card = plant(planting, load_data("cifar10"), out, half=True)
-    rates = {key: card["measured"][key] for key in RATES}
-    said = ", ".join(f"{key} {rate['value']:.1%}" for key, rate in rates.items() if rate)
+    measured = {key: card["measured"][key] for key in RATES}
+    said = ", ".join(f"{key} {rate['value']:.1%}" for key, rate in measured.items() if rate)
     return f"{out.name}: {said}"
 
 
@@ -117,31 +118,59 @@ STAGES = {
 }
 
 
+def runs_of(attack: str, spc: int) -> list[dict[str, Any]]:
+    """Return the records of one setting, seed by seed."""
+    paths = [RECORDS / f"{attack}-{seed}-spc{spc}.json" for seed in SEEDS]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def rates(runs: list[dict[str, Any]], stage: str) -> list[str]:
+    """Return mean ACC, ASR with the worst seed's in brackets, and RA of one stage, in percent."""
+    # Where nothing was cut, the pruned network is the given one.
+    parts = [run[stage] or run["before"] for run in runs]
+    acc, asr, ra = (percent([part[key]["value"] for part in parts]) for key in RATES)
+    worst = 100 * max(part["asr"]["value"] for part in parts)
+    return [acc, f"{asr} ({worst:.1f})", ra]
+
+
+def mean_der(runs: list[dict[str, Any]]) -> str:
+    """Return the mean DER."""
+    return f"{sum(run['comparison']['der']['value'] for run in runs) / len(runs):.3f}"
+
+
 def table() -> str:
-    """Return the table of the documentation: means over seeds in percent, worst ASR in brackets."""
-    found = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
-    lines = [
-        "| attack | SPC | filters cut | | ACC | ASR (worst) | RA | DER |",
-        "|-|-|-|-|-|-|-|-|",
-    ]
+    """Return every stage of every setting: the table of docs/methods/grad-prune.md."""
+    lines = ["| attack | SPC | filters cut | | ACC | ASR (worst) | RA | DER |", "|-|-|-|-|-|-|-|-|"]
     for attack, spc in itertools.product(ATTACKS, SPCS):
-        runs = [
-            run for run in found
-            if run["spec"]["model"]["attack"]["name"] == attack and run["spec"]["spc"] == spc
-        ]  # fmt: skip
+        runs = runs_of(attack, spc)
         if not runs:
             lines.append(f"| {attack} | {spc} | not run | | | | | |")
             continue
         cut = ", ".join(str(len(run["edits"])) for run in runs)
         for stage, name in STAGES.items():
-            # Where nothing was cut, the pruned network is the given one.
-            parts = [run[stage] or run["before"] for run in runs]
-            acc, asr, ra = (percent([part[key]["value"] for part in parts]) for key in RATES)
-            worst = 100 * max(part["asr"]["value"] for part in parts)
-            der = [run["comparison"]["der"]["value"] for run in runs]
-            first = f"| {attack} | {spc} | {cut} " if stage == "before" else "| | | "
-            last = f"{sum(der) / len(der):.3f}" if stage == "after" else ""
-            lines.append(f"{first}| {name} | {acc} | {asr} ({worst:.1f}) | {ra} | {last} |")
+            first = [attack, str(spc), cut] if stage == "before" else ["", "", ""]
+            last = mean_der(runs) if stage == "after" else ""
+            lines.append("| " + " | ".join([*first, name, *rates(runs, stage), last]) + " |")
+    return "\n".join(lines)
+
+
+def summary() -> str:
+    """Return before and after of every setting: the table of the README."""
+    lines = [
+        "| attack | SPC | ACC before → after | ASR before → after (worst seed) | clean twin's ASR "
+        "| RA after | DER |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for attack, spc in itertools.product(ATTACKS, SPCS):
+        runs = runs_of(attack, spc)
+        if not runs:
+            lines.append(f"| {attack} | {spc} | not run | | | | |")
+            continue
+        before, after, twin = (rates(runs, stage) for stage in ("before", "after", "floor"))
+        lines.append(
+            f"| {attack} | {spc} | {before[0]} → {after[0]} | {before[1].split()[0]} → {after[1]} "
+            f"| {twin[1].split()[0]} | {after[2]} | {mean_der(runs)} |"
+        )
     return "\n".join(lines)
 
 
@@ -153,10 +182,10 @@ def percent(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    parser.add_argument("--table", action="store_true", help="print the tables and stop")
     asked = parser.parse_args()
     if asked.table:
-        print(table())
+        print(table(), summary(), sep="\n\n")
         return 0
     context = multiprocessing.get_context("spawn")
     failed = 0

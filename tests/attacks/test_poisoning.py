@@ -220,18 +220,17 @@ def test_the_clean_twin_differs_from_the_victim_by_its_poison_alone():
     assert differences(BadNets(size=2).plant(network(), images(), RECIPE, Rng(0)).model, twin.model)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"attack": BadNets(size=3)},
-        {"attack": NoAttack()},
-        {"data": images(36)},
-        {"recipe": dataclasses.replace(RECIPE, momentum=0.8)},
-        {"seed": 1},
-        {"model": "excise:preactresnet18,width=3"},
-    ],
-    ids=str,
-)
+OTHERS = {
+    "settings": {"attack": BadNets(size=3)},
+    "attack": {"attack": NoAttack()},
+    "data": {"data": images(36)},
+    "recipe": {"recipe": dataclasses.replace(RECIPE, momentum=0.8)},
+    "seed": {"seed": 1},
+    "network": {"model": "excise:preactresnet18,width=3"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_a_checkpoint_of_another_planting_is_refused(tmp_path, other):
     def go(attack=BadNets(size=2), data=None, recipe=RECIPE, seed=0, model=None, **options):  # noqa: B008
         net = network(arch=model) if model else network()
@@ -242,7 +241,7 @@ def test_a_checkpoint_of_another_planting_is_refused(tmp_path, other):
     with pytest.raises(Interruption):
         go(on_round=interrupt_at(1))
     with pytest.raises(DataError, match="a checkpoint of this very run"):
-        go(**other)
+        go(**OTHERS[other])
     go()
 
 

@@ -66,10 +66,11 @@ def run(arguments: list[str]) -> int:
     console = Console(highlight=False)
     with Story() as story:
         data = load_data("digits")
+        split = pool_of(data.train, asked.seed, 0.5)
         cards = {}
         for name, attack in (("victim", ATTACK), ("twin", NoAttack())):
             words = "a network with a backdoor" if name == "victim" else "its clean twin"
-            story.stage(f"training {words} on {len(data.train):,} digits")
+            story.stage(f"training {words} on {len(split.victim):,} digits")
             planting = Planting(attack=attack, arch=ARCH, recipe=RECIPE, seed=asked.seed)
             cards[name] = plant(planting, data, asked.out / name, on_round=story.round)
         victim, card = load_victim(asked.out / "victim")
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> int:
             f"the victim reads {measured['acc']['value']:.1%} of clean digits right, and calls "
             f"{measured['asr']['value']:.1%} of those with the patch a {card['rule']['target']}"
         )
-        pool = pool_of(data.train, asked.seed, 0.5).pool
+        pool = split.pool
         sampled = defender_data(pool, spc=SPC, rng=Rng(asked.seed).child("sample"))
         question = Question(
             model=victim.model,
