@@ -120,7 +120,8 @@ def main() -> int:
     from excise.files import write_json
 
     context = multiprocessing.get_context("spawn")
-    rows = []
+    known = json.loads(RECORD.read_text())["rows"] if RECORD.exists() else []
+    rows = {row["width"]: row for row in known}
     for width in asked.widths:
         row: dict[str, Any] = {}
         # Each in a process of its own: peak memory never falls within one.
@@ -129,9 +130,10 @@ def main() -> int:
             with context.Pool(1) as pool:
                 found = pool.apply(measure, (width, rounds, asked.threads, what))
             row |= found if what == "both" else {f"{what}_{key}": v for key, v in found.items()}
-        rows.append(row)
         print(json.dumps(row), flush=True)
-    write_json(RECORD, {"environment": environment(torch.device("cpu")), "rows": rows})
+        rows[width] = row
+        kept = [rows[key] for key in sorted(rows)]
+        write_json(RECORD, {"environment": environment(torch.device("cpu")), "rows": kept})
     return 0
 
 

@@ -4,12 +4,21 @@ Thirty-two by thirty-two color noise, two images a class, one pruning round and 
 meet biases, residual sums, depthwise convolutions, squeeze-excite, dropout and stochastic depth.
 """
 
+import copy
+
 import pytest
 import torch
 
 from excise import registry
 from excise.inversion import Oracle
-from excise.models import build_model, load_bundle, own_tensors, save_bundle, trace
+from excise.models import (
+    apply_edits,
+    build_model,
+    load_bundle,
+    own_tensors,
+    save_bundle,
+    trace,
+)
 from excise.seeding import Rng
 from excise.testing import (
     Interruption,
@@ -20,7 +29,7 @@ from excise.testing import (
     shared_storage,
 )
 from excise.triggers import Patch
-from excise.types import DefenderData, LabelledImages
+from excise.types import DefenderData, Edit, LabelledImages
 
 # Two steps of each stage, and no stop before them.
 STEPS = {
@@ -32,7 +41,7 @@ ARCHS = [
     "excise:vgg19_bn,width=4",
     "torchvision:resnet18",
     "torchvision:mobilenet_v3_large",
-    pytest.param("torchvision:efficientnet_b3", marks=pytest.mark.slow),
+    "torchvision:efficientnet_b3",
 ]
 TRIGGER = Patch(torch.ones(3, 3, 3), torch.ones(3, 3, dtype=torch.bool), -3, -3)
 
@@ -61,6 +70,15 @@ def data():
     return DefenderData(every.subset(torch.arange(6)), every.subset(torch.arange(6, 12)), "noise")
 
 
+def saved_and_loaded(model, directory, data):
+    """The bundle holds every bit of it."""
+    save_bundle(directory, model, {})
+    loaded, _ = load_bundle(directory)
+    assert differences(loaded, model) == []
+    with torch.no_grad():
+        assert torch.equal(loaded(data.train.images), model(data.train.images))
+
+
 def test_two_steps(network, method, data, tmp_path):
     before = Snapshot(network)
     rows = []
@@ -69,17 +87,27 @@ def test_two_steps(network, method, data, tmp_path):
     assert before.changes() == []
     assert {row["stage"] for row in rows} == {row["stage"] for row in result.history}
     assert shared_storage(network, result.model) == []
-    assert differences(network, result.model)
-    units = {unit.layer: unit for unit in trace(network, data.train.images)}
-    for edit in result.edits:
-        for tensor in own_tensors(result.model, units[edit.layer]):
-            assert not tensor[edit.index].any()
+    assert [(p.dtype, p.shape) for p in network.parameters()] == [
+        (p.dtype, p.shape) for p in result.model.parameters()
+    ]
+    saved_and_loaded(result.model, tmp_path / "repaired", data)
 
-    save_bundle(tmp_path / "repaired", result.model, {})
-    loaded, _ = load_bundle(tmp_path / "repaired")
-    assert differences(loaded, result.model) == []
-    with torch.no_grad():
-        assert torch.equal(loaded(data.train.images), result.model(data.train.images))
+    # On noise no cut need be an improvement, so that none may be left: each that was tried can be
+    # made again, and the network that is left goes to disk and back too.
+    cuts = tuple(
+        Edit("silence", row["layer"], row["index"], row["round"])
+        for row in result.history
+        if row["stage"] == "prune"
+    )
+    assert set(result.edits) <= set(cuts)
+    units = trace(network, data.train.images)
+    pruned = copy.deepcopy(network).eval()
+    apply_edits(pruned, cuts, units)
+    assert bool(differences(network, pruned)) == bool(cuts)
+    for unit in units:
+        for index in (cut.index for cut in cuts if cut.layer == unit.layer):
+            assert not any(tensor[index].any() for tensor in own_tensors(pruned, unit))
+    saved_and_loaded(pruned, tmp_path / "pruned", data)
 
     # Stopped in the middle, it leaves no trace either.
     with nothing_global_changes(), pytest.raises(Interruption):

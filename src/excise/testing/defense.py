@@ -60,7 +60,10 @@ class DefenseContract:
 
     @pytest.fixture
     def full(self, method: Defense) -> Defense:
-        """Return the defense as a user runs it; that is how it has to remove the backdoor."""
+        """Return the defense as a user of 50 images a class runs it.
+
+        That is how it has to remove the backdoor; by default it is :meth:`method`.
+        """
         return method
 
     @pytest.fixture
