@@ -221,6 +221,17 @@ def test_the_order_is_the_generators():
     assert not torch.equal(order[0], order[2])
 
 
+def test_every_epoch_has_an_order_and_shifts_of_its_own():
+    seen = []
+    model = network()
+    model.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
+    fit(model, images(), RECIPE, Rng(0))
+    epochs = [torch.cat(seen[k : k + 3]) for k in (0, 3, 6)]
+    assert [len(epoch) for epoch in epochs] == [25] * 3
+    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[1], epochs[2])
+
+
 def test_a_last_single_image_trains_where_batch_norm_sees_one_pixel():
     model = nn.Sequential(nn.Conv2d(1, 2, 8), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
     fit(model, images(9), dataclasses.replace(RECIPE, batch_size=8), Rng(0))

@@ -183,7 +183,7 @@ class PoisoningContract(AttackContract):
         assert len(targets) > 1
         assert len(pictures) > 1
 
-    @pytest.mark.parametrize("ratio", [0.01, 0.1, 1 / 3, 1.0])
+    @pytest.mark.parametrize("ratio", [0.01, 0.03, 0.1, 1.0])
     def test_the_ratio_is_kept_exactly(
         self, make: MakeAttack, images: LabelledImages, ratio: float
     ) -> None:
