@@ -4,6 +4,7 @@ import pytest
 
 from excise import registry
 from excise.inversion import Oracle
+from excise.seeding import Rng
 from excise.testing import DefenseContract
 
 # Settings with which a defense finishes in about a second on 90 digits, and still cuts something.
@@ -54,6 +55,12 @@ class TestDefenses(DefenseContract):
     @pytest.fixture
     def lowers_asr(self, row):
         return row.lowers_asr
+
+
+@pytest.mark.parametrize("name", ["grad-prune"])
+def test_the_quick_settings_still_cut_something(name, planted):
+    method = built(registry.find("defense", name), planted, QUICK[name])
+    assert method.repair(planted.network(), planted.data, Rng(3)).edits
 
 
 @pytest.mark.fast
