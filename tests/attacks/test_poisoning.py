@@ -44,7 +44,7 @@ def test_the_fields_badnets():
 
 
 def test_the_fields_poison_of_cifar10():
-    """A tenth of all images, of every class, the target's own included (methods.md, C)."""
+    """A tenth of all images, of every class, the target's own included."""
     data = LabelledImages(
         torch.zeros(5000, 1, 1, 1, dtype=torch.uint8), torch.arange(5000) % 10, tuple("0123456789")
     )

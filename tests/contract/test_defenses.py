@@ -9,7 +9,7 @@ from excise.testing import DefenseContract
 
 # Settings with which a defense finishes in about a second on 90 digits, and still cuts something.
 QUICK = {
-    "grad-prune": {"max_tune_epochs": 2},
+    "grad-prune": {"max_accuracy_drop": 1.0, "patience": 3, "max_tune_epochs": 2},
 }
 # Settings with which a user of 50 images a class would run it, where they are not the defaults.
 # Grad-Prune: those of `excise demo`. The published threshold and rate suit 100 images a class: here

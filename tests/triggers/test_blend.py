@@ -11,7 +11,7 @@ pytestmark = pytest.mark.fast
 
 
 def test_the_worked_value():
-    """On 8 bits, 100 blended with 200 at α = 0.2 is 120 (methods.md, C)."""
+    """On 8 bits, 100 blended with 200 at α = 0.2 is 120."""
     images = torch.full((1, 3, 4, 4), 100 / 255)
     triggered = Blend(torch.full((3, 4, 4), 200 / 255), 0.2)(images)
     assert round_to_8_bits(triggered).mul(255).unique().tolist() == [120.0]

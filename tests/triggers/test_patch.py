@@ -15,7 +15,7 @@ def square(size=3, channels=3, row=-3, column=-3, value=1.0):
 
 
 def test_the_fields_default():
-    """White at rows and columns 29 to 31 of a 32 × 32 image (methods.md, C)."""
+    """White at rows and columns 29 to 31 of a 32 × 32 image."""
     images = torch.rand(2, 3, 32, 32)
     triggered = square()(images)
     expected = images.clone()

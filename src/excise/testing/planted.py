@@ -26,9 +26,9 @@ __all__ = ["DropoutNet", "Planted", "linear_network", "once", "planted_digits", 
 
 ARCH = "excise:preactresnet18,width=8"
 RECIPE = Recipe(epochs=20, batch_size=64, learning_rate=0.05, warmup_epochs=1)
-#: The field's corner, where digits are black. The target is not class 0, which a dead network
-#: would answer too.
-ATTACK = BadNets(size=2, row=-2, column=-2, target=3)
+#: The field's corner, where digits are black; poison enough that the attack takes whatever the last
+#: bits of a processor's arithmetic are. Not class 0, which a dead network would answer too.
+ATTACK = BadNets(size=2, row=-2, column=-2, target=3, poison_ratio=0.2)
 SEED = 0
 FEW, PLENTY = 10, 50
 
