@@ -175,15 +175,6 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 
 
-def _help(method: type, field: str) -> str:
-    """Return the text under a field, in the class that declares it: pydantic inherits none."""
-    for parent in method.__mro__:
-        described = vars(parent).get("__pydantic_fields__", {})
-        if field in described and described[field].description:
-            return str(described[field].description)
-    return ""
-
-
 def rows(kind: Kind) -> tuple[Method, ...]:
     """Return every row of one kind, in the order of the table."""
     return tuple(row for row in METHODS if row.kind == kind)
