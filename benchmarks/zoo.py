@@ -1,0 +1,156 @@
+"""The zoo: victims of every attack, their clean twins, and sixty small clean networks.
+
+Claim      docs/zoo.md (every table there is made from the cards this script writes)
+Command    EXCISE_DATA=… make zoo
+           python benchmarks/zoo.py --list            (the cells, and which of them stand)
+           python benchmarks/zoo.py --only 'cifar10-*' --workers 2
+Hardware   2 cores, no GPU: width 16, 25,000 images of CIFAR-10. With a GPU: --width 64
+Time       about four hours on 2 cores from nothing; what stands is kept, what was interrupted goes on
+
+Every network is a bundle in half precision under benchmarks/victims; the defender's pool is the half
+of the training images it never saw. The recipe is the preset "fast" with the epochs its cell names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import multiprocessing
+import sys
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VICTIMS = Path(__file__).parent / "victims"
+PREACT = "excise:preactresnet18"
+VGG = "excise:vgg19_bn"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network of the zoo.
+
+    Args:
+        name: its directory under ``benchmarks/victims``.
+        data: images it is trained on.
+        attack: what is planted; ``none`` for a clean network.
+        epochs: passes over the training images.
+        seed: draws everything.
+        arch: the network; ``width=`` is added.
+        width: its width.
+        images: how many training images it gets, or which fraction.
+        size: side the images are scaled to; None: as they are.
+        fields: the attack's settings where they are not its defaults.
+        twin: the cell that is trained the same way without poison.
+        core: whether two cores are to build it; the others wait for a GPU.
+    """
+
+    name: str
+    data: str
+    attack: str
+    epochs: int
+    seed: int = 0
+    arch: str = PREACT
+    width: int = 16
+    images: int | float = 0.5
+    size: int | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    twin: str | None = None
+    core: bool = True
+
+    @property
+    def out(self) -> Path:
+        """Where its bundle lies."""
+        return VICTIMS / self.name
+
+
+def small_networks() -> list[Cell]:
+    """Return sixty clean networks of minutes: even seeds calibrate, odd seeds measure."""
+    kinds = [
+        ("digits", PREACT, 20, 0.5, None, 12),
+        ("digits", VGG, 20, 0.5, 32, 8),
+        ("cifar10", PREACT, 8, 10_000, None, 14),
+        ("cifar10", VGG, 8, 10_000, None, 6),
+        ("gtsrb", PREACT, 15, 0.5, None, 14),
+        ("gtsrb", VGG, 15, 0.5, None, 6),
+    ]
+    return [
+        Cell(
+            f"small/{data}-{arch.partition(':')[2]}-{seed}", data, "none", epochs, seed,
+            arch=arch, width=8, images=images, size=size,
+        )
+        for data, arch, epochs, images, size, number in kinds
+        for seed in range(number)
+    ]  # fmt: skip
+
+
+def cells() -> list[Cell]:
+    """Return every cell of the zoo, in the order in which it is built."""
+    return [
+        Cell("cifar10-none-0", "cifar10", "none", 10),
+        Cell("cifar10-none-20-epochs-0", "cifar10", "none", 20),
+        Cell("gtsrb-none-0", "gtsrb", "none", 20),
+        *small_networks(),
+    ]
+
+
+def build(cell: Cell, width: int | None, device: str) -> str:
+    """Train one network into its bundle, unless it is there; return what it measured."""
+    if cell.out.exists():
+        return f"{cell.name}: there"
+    import torch
+
+    # Two torch processes of two threads each starve one another on two cores.
+    torch.set_num_threads(1)
+    from excise import registry
+    from excise.data import load_data
+    from excise.experiments.plant import Planting, plant
+    from excise.training import Recipe
+
+    start = time.perf_counter()
+    planting = Planting(
+        attack=registry.build("attack", cell.attack, cell.fields),
+        arch=f"{cell.arch},width={width or cell.width}",
+        recipe=Recipe(**Recipe.PRESETS["fast"] | {"epochs": cell.epochs}),
+        seed=cell.seed,
+        victim_images=cell.images,
+    )
+    cell.out.parent.mkdir(parents=True, exist_ok=True)
+    card = plant(planting, load_data(cell.data, size=cell.size), cell.out, device=device, half=True)
+    measured = {key: card["measured"][key] for key in ("acc", "asr", "ra")}
+    said = ", ".join(f"{key} {rate['value']:.1%}" for key, rate in measured.items() if rate)
+    return f"{cell.name}: {said}, {time.perf_counter() - start:.0f} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--only", default="*", help="cells whose name fits this pattern")
+    parser.add_argument("--list", action="store_true", help="print the cells and stop")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--width", type=int, help="another width for every network")
+    asked = parser.parse_args()
+    chosen = [cell for cell in cells() if fnmatch.fnmatch(cell.name, asked.only)]
+    if asked.list:
+        for cell in chosen:
+            print(f"{'there' if cell.out.exists() else '-':6} {cell.name}")
+        return 0
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(asked.workers, mp_context=context) as pool:
+        futures = {pool.submit(build, cell, asked.width, asked.device): cell for cell in chosen}
+        for done in as_completed(futures):
+            try:
+                print(done.result(), flush=True)
+            except Exception:
+                failed += 1
+                print(f"failed: {futures[done].name}", file=sys.stderr)
+                traceback.print_exc()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
