@@ -5,10 +5,11 @@ Command    EXCISE_DATA=… make zoo
            python benchmarks/zoo.py --list            (the cells, and which of them stand)
            python benchmarks/zoo.py --only 'cifar10-*' --workers 2
 Hardware   2 cores, no GPU: width 16, 25,000 images of CIFAR-10. With a GPU: --width 64
-Time       about four hours on 2 cores from nothing; what stands is kept, what was interrupted goes on
+Time       about four hours on 2 cores; what stands is kept, what was interrupted goes on
 
-Every network is a bundle in half precision under benchmarks/victims; the defender's pool is the half
-of the training images it never saw. The recipe is the preset "fast" with the epochs its cell names.
+Every network is a bundle in half precision under benchmarks/victims; the defender's pool is the
+half of the training images it never saw. The recipe is the preset "fast" with the epochs its cell
+names.
 """
 
 from __future__ import annotations

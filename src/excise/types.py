@@ -397,7 +397,8 @@ class Attack(Protocol):
         recipe: Any,
         rng: Rng,
         *,
-        checkpoint: Path | None = None,
+        surrogate: nn.Module | None = None,
+        checkpoints: Path | None = None,
         on_round: OnRound = ignore_round,
     ) -> Any:
         """Return the victim: network, backdoor, and what was poisoned."""

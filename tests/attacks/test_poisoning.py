@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_planting_is_refused(tmp_path, other):
     def go(attack=BadNets(size=2), data=None, recipe=RECIPE, seed=0, model=None, **options):  # noqa: B008
         net = network(arch=model) if model else network()
         return attack.plant(
-            net, data or images(), recipe, Rng(seed), checkpoint=tmp_path / "c.pt", **options
+            net, data or images(), recipe, Rng(seed), checkpoints=tmp_path, **options
         )
 
     with pytest.raises(Interruption):

@@ -15,9 +15,10 @@ from excise.seeding import Rng
 from excise.testing import (
     AttackContract,
     DefenseContract,
+    DirtyLabelContract,
+    DrawnContract,
     InverterContract,
     Planted,
-    PoisoningContract,
     Snapshot,
     TriggerContract,
     differences,
@@ -265,7 +266,7 @@ def test_a_defense_whose_spec_says_too_little_fails():
         (DefenseContract, "method"),
         (TriggerContract, "make"),
         (AttackContract, "attack"),
-        (PoisoningContract, "make"),
+        (DirtyLabelContract, "make"),
         (InverterContract, "inverter"),
     ],
 )
@@ -390,7 +391,7 @@ class BadAttack:
 
     sin: str = ""
 
-    def plant(self, model, data, recipe, rng, *, checkpoint=None, on_round=ignore_round):
+    def plant(self, model, data, recipe, rng, *, checkpoints=None, on_round=ignore_round):
         noise = torch.rand(()) if self.sin == "draws" else torch.zeros(())
         with torch.no_grad():
             seed = 0 if self.sin == "is always the same" else rng.seed
@@ -435,6 +436,10 @@ def test_an_attack_that_does_not_resume_fails(digits, tmp_path):
         AttackContract().test_an_interrupted_planting_goes_on(BadAttack(), digits, tmp_path)
 
 
+class DrawnAndDirty(DrawnContract, DirtyLabelContract):
+    pass
+
+
 def tampered(sin):
     """BadNets, changed in one place."""
 
@@ -457,8 +462,8 @@ def tampered(sin):
 @pytest.mark.parametrize(
     ("sin", "test"),
     [
-        ("always the same place", PoisoningContract.test_the_seed_draws_trigger_and_target),
-        ("takes any target", PoisoningContract.test_a_target_that_is_no_class_is_refused),
+        ("always the same place", DrawnContract.test_the_seed_draws_the_trigger),
+        ("takes any target", DirtyLabelContract.test_a_target_that_is_no_class_is_refused),
         (
             "one too few",
             lambda suite, make, given: suite.test_the_ratio_is_kept_exactly(make, given, 0.1),
@@ -466,9 +471,9 @@ def tampered(sin):
     ],
 )
 def test_a_poisoning_that_breaks_a_promise_fails(sin, test, digits):
-    test(PoisoningContract(), BadNets, digits)
+    test(DrawnAndDirty(), BadNets, digits)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
-        test(PoisoningContract(), tampered(sin), digits)
+        test(DrawnAndDirty(), tampered(sin), digits)
 
 
 def test_the_guards_name_what_changed():

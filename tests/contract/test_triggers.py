@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from excise import registry
-from excise.attacks import Poisoning
+from excise.attacks import Drawn
 from excise.seeding import Rng
 from excise.testing import TriggerContract
 from excise.triggers import Blend, Patch
@@ -29,8 +29,8 @@ def of_attack(row, seed):
 # One for every row of kind "trigger" at least; test_every_trigger_row_is_held_to_the_contract says
 # which is missing.
 MAKERS = {"patch": checkered, "blend": faint}
-POISONING = [row for row in registry.rows("attack") if issubclass(row.load(), Poisoning)]
-ALL = MAKERS | {f"{row.name}-seed-{k}": of_attack(row, k) for row in POISONING for k in (0, 1)}
+DRAWN = [row for row in registry.rows("attack") if issubclass(row.load(), Drawn)]
+ALL = MAKERS | {f"{row.name}-seed-{k}": of_attack(row, k) for row in DRAWN for k in (0, 1)}
 
 pytestmark = pytest.mark.fast
 

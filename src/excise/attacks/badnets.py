@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from excise.attacks.poisoning import Poisoning
+from excise.attacks.poisoning import DirtyLabel, Drawn
 from excise.data import read_picture
 from excise.errors import TriggerError
 from excise.registry import STRICT
@@ -28,7 +28,7 @@ __all__ = ["BadNets"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class BadNets(Poisoning):
+class BadNets(Drawn, DirtyLabel):
     """A white square, a checkerboard, or a picture of the user's, pasted on the image."""
 
     size: Annotated[int, Field(ge=1)] = 3
@@ -44,6 +44,7 @@ class BadNets(Poisoning):
     picture: Path | None = None
     """A picture file to paste instead of the square."""
 
+    DRAWN: ClassVar[tuple[str, ...]] = ("row", "column", "target")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "seeded": {},
         "field": {"target": 0, "row": -3, "column": -3},

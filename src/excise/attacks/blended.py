@@ -10,7 +10,7 @@ seed (color fields of four sizes, as strong in contrast), or one the user gives.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from excise.attacks.poisoning import Poisoning
+from excise.attacks.poisoning import DirtyLabel, Drawn
 from excise.data import read_picture
 from excise.registry import STRICT
 from excise.seeding import Rng
@@ -28,13 +28,15 @@ __all__ = ["Blended", "seeded_picture"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Blended(Poisoning):
+class Blended(Drawn, DirtyLabel):
     """(1 − α)·x + α·picture over the whole image."""
 
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the picture, at training and at test time."""
     picture: Path | None = None
     """A picture file; None: drawn from the victim's seed."""
+
+    DRAWN: ClassVar[tuple[str, ...]] = ("picture", "target")
 
     def trigger(self, shape: tuple[int, int, int], rng: Rng) -> Blend:
         """Return the blend for images of ``shape``."""

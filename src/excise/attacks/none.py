@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from excise.attacks.victim import Victim
+from excise.attacks.workshop import Workshop
 from excise.models import device_of
 from excise.registry import STRICT
 from excise.seeding import Rng
@@ -32,12 +33,14 @@ class NoAttack:
         recipe: Recipe,
         rng: Rng,
         *,
-        checkpoint: Path | None = None,
+        surrogate: nn.Module | None = None,
+        checkpoints: Path | None = None,
         on_round: OnRound = ignore_round,
     ) -> Victim:
         """Train ``model`` in place on ``data``; see :meth:`Poisoning.plant`."""
+        workshop = Workshop(model, data, recipe, rng, str(self), surrogate, checkpoints, on_round)
         fit(
             model, data.to(device_of(model)), recipe, rng.child("fit"),
-            checkpoint=checkpoint, identity=str(self), on_round=on_round,
+            checkpoint=workshop.file("fit.pt"), identity=workshop.identity, on_round=on_round,
         )  # fmt: skip
         return Victim(model, None, None)

@@ -22,6 +22,8 @@ from excise.models import Network, load_bundle, write_model
 from excise.triggers import load_trigger, save_trigger
 from excise.types import AllToAll, AllToOne, Backdoor, TargetRule
 
+_INDICES = ("poison_index", "cover_index")
+
 __all__ = ["Victim", "load_backdoor", "load_victim", "save_victim"]
 
 
@@ -32,12 +34,15 @@ class Victim:
     Args:
         model: the network, in eval mode.
         backdoor: trigger and target rule; None for a clean twin.
-        poison_index: positions of the poisoned images in the attacker's training images.
+        poison_index: positions of the poisoned images in the attacker's training images; None for
+            a clean twin, and where images are triggered anew in every batch.
+        cover_index: positions of images that carry the trigger under their own label, if any.
     """
 
     model: nn.Module
     backdoor: Backdoor | None
     poison_index: Tensor | None
+    cover_index: Tensor | None = None
 
 
 def save_victim(
@@ -59,8 +64,9 @@ def save_victim(
         write_model(part, victim.model, card, half=half)
         if victim.backdoor is not None:
             save_trigger(part, victim.backdoor.trigger)
-        if victim.poison_index is not None:
-            save_file({"poison_index": victim.poison_index}, part / "poison.safetensors")
+        indices = {name: getattr(victim, name) for name in _INDICES}
+        if said := {name: index for name, index in indices.items() if index is not None}:
+            save_file(said, part / "poison.safetensors")
 
 
 def load_victim(directory: Path) -> tuple[Victim, dict[str, Any]]:
@@ -72,7 +78,8 @@ def load_victim(directory: Path) -> tuple[Victim, dict[str, Any]]:
     """
     model, card = load_bundle(directory)
     backdoor = load_backdoor(directory, card) if card.get("rule") else None
-    return Victim(model, backdoor, _load_poison_index(directory / "poison.safetensors")), card
+    indices = _load_indices(directory / "poison.safetensors")
+    return Victim(model, backdoor, *indices), card
 
 
 def load_backdoor(directory: Path, card: Mapping[str, Any]) -> Backdoor:
@@ -84,18 +91,19 @@ def load_backdoor(directory: Path, card: Mapping[str, Any]) -> Backdoor:
     return Backdoor(load_trigger(directory), _rule_from_json(card.get("rule")))
 
 
-def _load_poison_index(path: Path) -> Tensor | None:
+def _load_indices(path: Path) -> tuple[Tensor | None, Tensor | None]:
     if not path.is_file():
-        return None
+        return None, None
     try:
-        index: Tensor = load_file(path)["poison_index"]
+        tensors = load_file(path)
+        index: Tensor = tensors["poison_index"]
     except (OSError, KeyError, SafetensorError) as error:
         raise ModelError(
             "a poison.safetensors with the tensor poison_index",
             got=f"{path} ({type(error).__name__}: {error})",
             remedy="Plant the victim again, or delete the file: only records need it.",
         ) from error
-    return index
+    return index, tensors.get("cover_index")
 
 
 def _rule_to_json(rule: TargetRule) -> dict[str, Any]:

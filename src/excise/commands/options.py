@@ -14,7 +14,7 @@ import torch
 import tyro
 from pydantic import ValidationError
 
-from excise.attacks import NoAttack, load_backdoor
+from excise.attacks import Drawn, load_backdoor
 from excise.data import describe_classes, has_test, load_images
 from excise.errors import DataError, SpecError, nearest
 from excise.models import Network, load_model, read_card
@@ -193,15 +193,19 @@ def backdoor_of(word: str, network: Network) -> Backdoor:
     """Return the backdoor a person describes: a victim's bundle, or ``badnets,size=3,row=…``.
 
     Raises:
-        SpecError: an attack whose place, picture or target is left open, or is none.
+        SpecError: an attack of which a part is left open, drawn or learned, or that is none.
     """
     if Path(word).is_dir():
         return load_backdoor(Path(word), read_card(Path(word)))
     name, fields = parse(word)
     attack = build("attack", name, fields)
-    if isinstance(attack, NoAttack):
-        raise SpecError("an attack with a trigger", got=repr(word), remedy="Try badnets.")
-    drawn = [key for key in DRAWN[name] if key not in fields]
+    if not isinstance(attack, Drawn) or attack.DRAWN is None:
+        raise SpecError(
+            "an attack whose trigger can be said in words",
+            got=repr(word),
+            remedy="Give the directory of a victim, which holds its trigger, or try badnets.",
+        )
+    drawn = [key for key in attack.DRAWN if key not in fields]
     if drawn:
         raise SpecError(
             f"every part of the trigger, also {', '.join(drawn)}",
@@ -211,10 +215,6 @@ def backdoor_of(word: str, network: Network) -> Backdoor:
         )
     backdoor: Backdoor = attack.backdoor(network.input_shape, len(network.classes), Rng(0))
     return backdoor
-
-
-#: Fields an attack draws from the victim's seed; a person who describes a trigger must give them.
-DRAWN = {"badnets": ("row", "column", "target"), "blended": ("picture", "target")}
 
 
 def preset(kind: Any, name: str, which: str) -> Mapping[str, Any]:

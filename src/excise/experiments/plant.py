@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from excise.attacks import Victim, load_victim, save_victim
 from excise.data import DataSet, PoolSplit, split_pool
@@ -19,7 +21,7 @@ from excise.models import build_model, read_card
 from excise.registry import spec_of
 from excise.seeding import Rng
 from excise.training import Recipe
-from excise.types import Attack, LabelledImages, OnRound, ignore_round
+from excise.types import AllToOne, Attack, LabelledImages, OnRound, ignore_round
 
 __all__ = ["Planting", "plant", "pool_of", "train_victim"]
 
@@ -64,7 +66,8 @@ def train_victim(
     data: DataSet,
     *,
     device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
+    surrogate: nn.Module | None = None,
+    checkpoints: Path | None = None,
     on_round: OnRound = ignore_round,
 ) -> Victim:
     """Build a fresh network and plant the attack in it; the same call gives the same weights."""
@@ -80,8 +83,9 @@ def train_victim(
         rng=rng,
     ).to(device)
     victim: Victim = planting.attack.plant(
-        model, images, planting.recipe, rng, checkpoint=checkpoint, on_round=on_round
-    )
+        model, images, planting.recipe, rng,
+        surrogate=surrogate, checkpoints=checkpoints, on_round=on_round,
+    )  # fmt: skip
     return victim
 
 
@@ -92,6 +96,7 @@ def plant(
     *,
     device: torch.device | str = "cpu",
     half: bool = False,
+    surrogate: nn.Module | None = None,
     on_round: OnRound = ignore_round,
 ) -> dict[str, Any]:
     """Train a victim, measure it on the test images and write its bundle; return its card.
@@ -104,6 +109,7 @@ def plant(
         out: the bundle's directory.
         device: where to train.
         half: store weights in half precision.
+        surrogate: a clean network the attacker already has; None: attacks that need one train it.
         on_round: called after every epoch.
 
     Raises:
@@ -115,8 +121,11 @@ def plant(
             got=f"{data.name} without any",
             remedy="Give a folder with train/ and test/, so that the attack can be measured.",
         )
-    checkpoint = out.parent / f".{out.name}.checkpoint.pt"
-    victim = train_victim(planting, data, device=device, checkpoint=checkpoint, on_round=on_round)
+    checkpoints = out.parent / f".{out.name}.checkpoints"
+    victim = train_victim(
+        planting, data,
+        device=device, surrogate=surrogate, checkpoints=checkpoints, on_round=on_round,
+    )  # fmt: skip
     card: dict[str, Any] = {
         "made": planting.spec(data),
         "made_on": environment(torch.device(device)),
@@ -125,9 +134,26 @@ def plant(
     # Measured as it will lie on disk: half precision may move a prediction.
     stored = _as_stored(victim, device) if half else victim
     card["measured"] = measure(stored, data.test)
+    card["poisoned"] = _poisoned(planting, data, victim)
     save_victim(out, victim, card, half=half)
-    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return read_card(out)
+
+
+def _poisoned(planting: Planting, data: DataSet, victim: Victim) -> dict[str, Any] | None:
+    """Return how much was poisoned, against all images and against the target's; None: online."""
+    if victim.backdoor is None or victim.poison_index is None:
+        return None
+    images = pool_of(data.train, planting.seed, planting.victim_images).victim
+    n = len(victim.poison_index)
+    rule = victim.backdoor.rule
+    counts = images.counts()
+    return {
+        "images": n,
+        "fraction_of_all": n / len(images),
+        "fraction_of_target_class": n / counts[rule.target] if isinstance(rule, AllToOne) else None,
+        "covers": len(victim.cover_index) if victim.cover_index is not None else 0,
+    }
 
 
 def _as_stored(victim: Victim, device: torch.device | str) -> Victim:
@@ -135,7 +161,7 @@ def _as_stored(victim: Victim, device: torch.device | str) -> Victim:
     with tempfile.TemporaryDirectory() as folder:
         save_victim(Path(folder) / "bundle", victim, {}, half=True)
         stored, _ = load_victim(Path(folder) / "bundle")
-    return Victim(stored.model.to(device), stored.backdoor, stored.poison_index)
+    return replace(stored, model=stored.model.to(device))
 
 
 def measure(victim: Victim, test: LabelledImages) -> dict[str, Any]:

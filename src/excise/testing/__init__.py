@@ -23,7 +23,12 @@ pytest.register_assert_rewrite(
     *(f"excise.testing.{name}" for name in ("attack", "defense", "guards", "inverter", "trigger"))
 )
 
-from excise.testing.attack import AttackContract, PoisoningContract  # noqa: E402
+from excise.testing.attack import (  # noqa: E402
+    AttackContract,
+    CleanLabelContract,
+    DirtyLabelContract,
+    DrawnContract,
+)
 from excise.testing.defense import DefenseContract  # noqa: E402
 from excise.testing.guards import (  # noqa: E402
     Interruption,
@@ -40,11 +45,13 @@ from excise.testing.trigger import TriggerContract  # noqa: E402
 
 __all__ = [
     "AttackContract",
+    "CleanLabelContract",
     "DefenseContract",
+    "DirtyLabelContract",
+    "DrawnContract",
     "Interruption",
     "InverterContract",
     "Planted",
-    "PoisoningContract",
     "Snapshot",
     "TriggerContract",
     "differences",

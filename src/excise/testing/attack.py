@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from excise.attacks import Poisoning, Victim, load_victim, save_victim
+from excise.attacks import CleanLabel, DirtyLabel, Victim, load_victim, save_victim
 from excise.attacks.poisoning import poison
 from excise.data import load_data
-from excise.errors import SpecError
+from excise.errors import DataError, SpecError
 from excise.models import Network, build_model
 from excise.seeding import Rng
 from excise.testing.guards import (
@@ -28,13 +28,21 @@ from excise.types import (
     AllToAll,
     AllToOne,
     Attack,
+    Backdoor,
+    Images,
     LabelledImages,
     Row,
     as_floats,
     round_to_8_bits,
 )
 
-__all__ = ["AttackContract", "MakeAttack", "PoisoningContract"]
+__all__ = [
+    "AttackContract",
+    "CleanLabelContract",
+    "DirtyLabelContract",
+    "DrawnContract",
+    "MakeAttack",
+]
 
 #: From settings to the attack that has them; settings not given are the attack's defaults.
 MakeAttack = Callable[..., Any]
@@ -123,12 +131,30 @@ class AttackContract:
         self, attack: Attack, images: LabelledImages, tmp_path: Path
     ) -> None:
         """It ends with the weights of an undisturbed one."""
-        checkpoint = tmp_path / "checkpoint.pt"
-        with nothing_global_changes(), pytest.raises(Interruption):
-            self.plant(attack, images, checkpoint=checkpoint, on_round=interrupt_at(1))
-        assert checkpoint.is_file()
-        resumed = self.plant(attack, images, checkpoint=checkpoint)
-        assert differences(resumed.model, self.plant(attack, images).model) == []
+        rows: list[Row] = []
+        undisturbed = self.plant(attack, images, on_round=rows.append)
+        shown = images.floats()
+        for number in sorted({1, len(rows) // 2, len(rows) - 1} - {0}):
+            folder = tmp_path / str(number)
+            with nothing_global_changes(), pytest.raises(Interruption):
+                self.plant(attack, images, checkpoints=folder, on_round=interrupt_at(number))
+            assert folder.is_dir()
+            again: list[Row] = []
+            resumed = self.plant(attack, images, checkpoints=folder, on_round=again.append)
+            assert len(again) <= len(rows) - number
+            assert differences(resumed.model, undisturbed.model) == []
+            if undisturbed.backdoor is not None and resumed.backdoor is not None:
+                expected = undisturbed.backdoor.trigger(shown)
+                assert torch.equal(resumed.backdoor.trigger(shown), expected)
+
+    def test_checkpoints_of_another_run_are_refused(
+        self, attack: Attack, images: LabelledImages, tmp_path: Path
+    ) -> None:
+        """Another seed must not go on from what this one left."""
+        with pytest.raises(Interruption):
+            self.plant(attack, images, checkpoints=tmp_path, on_round=interrupt_at(1))
+        with pytest.raises(DataError, match="a checkpoint of this very run"):
+            self.plant(attack, images, 1, checkpoints=tmp_path)
 
     def test_its_victim_goes_to_disk_and_back(
         self, attack: Attack, images: LabelledImages, tmp_path: Path
@@ -151,8 +177,8 @@ class AttackContract:
         assert rebuilt_from_spec("attack", attack) == attack
 
 
-class PoisoningContract(AttackContract):
-    """What an attack on the data promises besides. Override :meth:`make`; the rest is tests."""
+class _Made:
+    """What the contracts below share: the attack is made from settings."""
 
     @pytest.fixture
     def make(self) -> MakeAttack:
@@ -160,17 +186,32 @@ class PoisoningContract(AttackContract):
         pytest.fail("override the fixture `make`: from settings to your attack")
 
     @pytest.fixture
-    def attack(self, make: MakeAttack) -> Attack:
-        """Return the attack as it comes."""
-        attack: Attack = make()
-        return attack
+    def images(self) -> LabelledImages:
+        """Return 120 digits, 12 of each class."""
+        return load_data("digits", limit=120).train
 
-    def test_the_seed_draws_trigger_and_target(
+    def test_a_target_that_is_no_class_is_refused(
         self, make: MakeAttack, images: LabelledImages
     ) -> None:
+        """Targets count from 0."""
+        with pytest.raises(SpecError, match=r"a target from 0 to 9, got 10\. The data has 10"):
+            make(target=10).target_rule(images.num_classes, Rng(0))
+        assert make(target=9).target_rule(10, Rng(0)) == AllToOne(9)
+
+    def test_the_seed_draws_the_target(self, make: MakeAttack) -> None:
         """The same seed draws the same; ten seeds do not all draw the same."""
+        rules = [make().target_rule(10, Rng(seed)) for seed in range(10)]
+        assert rules == [make().target_rule(10, Rng(seed)) for seed in range(10)]
+        assert len({rule.target for rule in rules}) > 1
+
+
+class DrawnContract(_Made):
+    """What an attack promises whose trigger comes from a seed alone."""
+
+    def test_the_seed_draws_the_trigger(self, make: MakeAttack, images: LabelledImages) -> None:
+        """The same seed draws the same; ten seeds differ, if anything is drawn."""
         shown = images.floats()
-        targets, pictures = set(), set()
+        pictures = set()
         for seed in range(10):
             backdoor, again = (
                 make().backdoor(images.shape, images.num_classes, Rng(seed)) for _ in range(2)
@@ -178,18 +219,21 @@ class PoisoningContract(AttackContract):
             picture = backdoor.trigger(shown)
             assert backdoor.rule == again.rule
             assert torch.equal(picture, again.trigger(shown))
-            targets.add(backdoor.rule.target)
             pictures.add(picture.numpy().tobytes())
-        assert len(targets) > 1
-        assert len(pictures) > 1
+        drawn = make().DRAWN
+        assert (len(pictures) > 1) == (drawn is None or set(drawn) != {"target"})
+
+
+class DirtyLabelContract(_Made):
+    """What an attack promises that relabels images of every class."""
 
     @pytest.mark.parametrize("ratio", [0.01, 0.03, 0.1, 1.0])
     def test_the_ratio_is_kept_exactly(
         self, make: MakeAttack, images: LabelledImages, ratio: float
     ) -> None:
         """``round(ratio · N)`` images get the trigger and the label; the others stay."""
-        attack: Poisoning = make(poison_ratio=ratio)
-        backdoor = attack.backdoor(images.shape, images.num_classes, Rng(4))
+        attack: DirtyLabel = make(poison_ratio=ratio)
+        backdoor = Backdoor(_Inverse(), attack.target_rule(images.num_classes, Rng(4)))
         index = attack.poison_index(images, backdoor.rule, Rng(4))
         assert len(index) == round(ratio * len(images))
         assert torch.equal(index, attack.poison_index(images, backdoor.rule, Rng(4)))
@@ -218,7 +262,7 @@ class PoisoningContract(AttackContract):
         self, make: MakeAttack, images: LabelledImages
     ) -> None:
         """With ``exclude_target`` no image of the target class is poisoned; else some may be."""
-        attack: Poisoning = make(target=3, poison_ratio=0.5, exclude_target=True)
+        attack: DirtyLabel = make(target=3, poison_ratio=0.5, exclude_target=True)
         rule = attack.target_rule(images.num_classes, Rng(0))
         index = attack.poison_index(images, rule, Rng(0))
         assert len(index) == 60
@@ -230,29 +274,43 @@ class PoisoningContract(AttackContract):
 
     def test_all_to_all(self, make: MakeAttack, images: LabelledImages) -> None:
         """Class y becomes y + 1, the last class 0."""
-        attack: Poisoning = make(rule="all-to-all", poison_ratio=1.0)
-        backdoor = attack.backdoor(images.shape, images.num_classes, Rng(0))
+        attack: DirtyLabel = make(rule="all-to-all", poison_ratio=1.0)
+        backdoor = Backdoor(_Inverse(), attack.target_rule(images.num_classes, Rng(0)))
         assert backdoor.rule == AllToAll(10)
         poisoned = poison(images, torch.arange(len(images)), backdoor)
         assert torch.equal(poisoned.labels, (images.labels + 1) % 10)
 
-    def test_a_target_that_is_no_class_is_refused(
-        self, make: MakeAttack, images: LabelledImages
-    ) -> None:
-        """Targets count from 0."""
-        with pytest.raises(SpecError, match=r"a target from 0 to 9, got 10\. The data has 10"):
-            make(target=10).backdoor(images.shape, images.num_classes, Rng(0))
-        assert make(target=9).target_rule(10, Rng(0)) == AllToOne(9)
 
-    def test_what_it_poisoned_stands_in_the_victim(
+class CleanLabelContract(_Made):
+    """What an attack promises that poisons the target class alone and leaves labels as they are."""
+
+    @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+    def test_only_the_target_class_is_poisoned(
+        self, make: MakeAttack, images: LabelledImages, ratio: float
+    ) -> None:
+        """``round(ratio · n)`` of its n images, whose labels stay."""
+        attack: CleanLabel = make(target=3, poison_ratio=ratio)
+        rule = attack.target_rule(images.num_classes, Rng(0))
+        index = attack.poison_index(images, rule, Rng(0))
+        of_target = int((images.labels == 3).sum())
+        assert len(index) == round(ratio * of_target)
+        assert set(images.labels[index].tolist()) == {3}
+        poisoned = poison(images, index, Backdoor(_Inverse(), rule))
+        assert torch.equal(poisoned.labels, images.labels)
+
+    def test_a_ratio_that_gives_no_image_is_refused(
         self, make: MakeAttack, images: LabelledImages
     ) -> None:
-        """The victim names its backdoor and the poisoned images."""
-        victim = self.plant(make(target=2, poison_ratio=0.25), images)
-        assert victim.backdoor is not None
-        assert victim.backdoor.rule == AllToOne(2)
-        assert victim.poison_index is not None
-        assert len(victim.poison_index) == 30
+        """The ratio is of the target class, and the message says so."""
+        with pytest.raises(SpecError, match=r"of the 1\d images of class 3, got 0\.001,"):
+            make(poison_ratio=1e-3).poison_index(images, AllToOne(3), Rng(0))
+
+
+class _Inverse:
+    """A trigger like no other: the negative."""
+
+    def __call__(self, images: Images, /) -> Images:
+        return 1 - images
 
 
 def _is_equal(one: Tensor | None, other: Tensor | None) -> bool:

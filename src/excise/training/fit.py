@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 
 from excise.errors import DataError, DivergedError
 from excise.files import whole_file
@@ -22,9 +23,9 @@ from excise.models import device_of
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.training.augment import crop_and_flip
-from excise.types import LabelledImages, OnRound, as_floats, ignore_round
+from excise.types import Images, LabelledImages, Labels, OnRound, as_floats, ignore_round
 
-__all__ = ["Recipe", "batches_of", "fit"]
+__all__ = ["Companion", "Recipe", "batches_of", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,6 +69,51 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+class Companion(Protocol):
+    """What changes the batches a network is trained on, and may itself be trained beside it.
+
+    Attacks that trigger images anew in every batch (WaNet, Bpp), or learn their trigger together
+    with the network (Input-aware, LIRA), are one.
+    """
+
+    def batch(
+        self,
+        images: Tensor,
+        labels: Labels,
+        *,
+        seen: int,
+        augment: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> tuple[Images, Labels, Tensor | None]:
+        """Return the images and labels to train on, and a loss to add to theirs, or None.
+
+        Args:
+            images: ``(n, c, h, w)`` as the data set holds them, 8-bit or float, not augmented.
+            labels: their labels.
+            seen: how many images of this epoch came before this batch.
+            augment: crops and mirrors images, 8-bit or float; to be called once per image, before
+                or after the trigger, as the paper has it.
+            generator: on the images' device; draws whatever the batch needs.
+        """
+        ...
+
+    def step(self, progress: float) -> None:
+        """Update what is trained beside the network; gradients of the batch's loss are there.
+
+        Args:
+            progress: epochs done, as a fraction.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: plain containers and tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state_dict` gave."""
+        ...
+
+
 def batches_of(n: int, size: int, generator: torch.Generator) -> list[torch.Tensor]:
     """Return a random order of n images in batches; a last single image joins the batch before.
 
@@ -89,6 +135,7 @@ def fit(
     *,
     checkpoint: Path | None = None,
     identity: str = "",
+    companion: Companion | None = None,
     on_round: OnRound = ignore_round,
 ) -> None:
     """Train ``model`` in place on ``data`` with SGD and cross-entropy.
@@ -102,13 +149,13 @@ def fit(
             after the last epoch in it. The caller removes it once the result is safe.
         identity: what the caller would tell runs apart by, beside recipe, seed, data and the
             shape of the network; a checkpoint of another run is refused.
+        companion: changes every batch and may be trained beside the network; None: none.
         on_round: called after every epoch with ``epoch``, ``epochs``, ``loss``, ``seconds``.
 
     Raises:
         DivergedError: the loss of an epoch is not finite.
         DataError: the checkpoint belongs to another run.
     """
-    device = device_of(model)
     # timm and torchvision networks drop out and drop paths from the global generator.
     with rng.scope("global"), torch.enable_grad():
         optimizer = torch.optim.SGD(
@@ -119,19 +166,19 @@ def fit(
         )
         if checkpoint is not None:
             identity = f"{identity} {recipe} {rng} {data.fingerprint()} {_shapes(model)}"
-        first = _resume(checkpoint, identity, model, optimizer)
+        first = _resume(checkpoint, identity, model, optimizer, companion)
         model.to(memory_format=torch.channels_last)
         for epoch in range(first, recipe.epochs):
             start = time.perf_counter()
             torch.manual_seed(rng.number(f"global/{epoch}"))
-            loss = _epoch(model, data, recipe, optimizer, epoch, rng, device)
+            loss = _epoch(model, data, recipe, optimizer, epoch, rng, companion)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"training diverged in epoch {epoch + 1}: loss {loss}. "
                     f"Lower learning_rate (now {recipe.learning_rate:g})."
                 )
             if checkpoint is not None:
-                _save(checkpoint, identity, model, optimizer, epoch + 1)
+                _save(checkpoint, identity, model, optimizer, companion, epoch + 1)
             on_round({
                 "stage": "fit", "epoch": epoch + 1, "epochs": recipe.epochs, "loss": loss,
                 "seconds": time.perf_counter() - start,
@@ -147,24 +194,39 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     rng: Rng,
-    device: torch.device,
+    companion: Companion | None,
 ) -> float:
     model.train()
+    device = data.device
     generator = rng.torch(f"epoch/{epoch}", device)
     padding = data.shape[1] // 8 if recipe.crop_padding is None else recipe.crop_padding
     flip = data.mirror if recipe.flip is None else recipe.flip
     total = torch.zeros((), device=device)
     batches = batches_of(len(data), recipe.batch_size, generator)
+    seen = 0
+
+    def augment(images: Tensor) -> Tensor:
+        return crop_and_flip(images, padding, flip, generator)
+
     for step, index in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(epoch + step / len(batches))
-        images = as_floats(crop_and_flip(data.images[index], padding, flip, generator))
+        labels, extra = data.labels[index], None
+        if companion is None:
+            images = as_floats(augment(data.images[index]))
+        else:
+            images, labels, extra = companion.batch(
+                data.images[index], labels, seen=seen, augment=augment, generator=generator
+            )
+        seen += len(index)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), data.labels[index])
+        loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if extra is None else loss + extra).backward()
         optimizer.step()
+        if companion is not None:
+            companion.step(epoch + (step + 1) / len(batches))
         total += loss.detach() * len(index)
     return float(total) / len(data)
 
@@ -174,20 +236,30 @@ def _shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _save(
-    path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
+    path: Path,
+    identity: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    companion: Companion | None,
+    epoch: int,
 ) -> None:
     state = {
         "identity": identity,
         "epoch": epoch,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "companion": companion.state_dict() if companion is not None else None,
     }
     with whole_file(path) as part:
         torch.save(state, part)
 
 
 def _resume(
-    path: Path | None, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path | None,
+    identity: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    companion: Companion | None,
 ) -> int:
     if path is None or not path.exists():
         return 0
@@ -200,4 +272,6 @@ def _resume(
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    if companion is not None:
+        companion.load_state_dict(state["companion"])
     return int(state["epoch"])

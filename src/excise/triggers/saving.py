@@ -1,12 +1,14 @@
 """Triggers on disk: ``trigger.json`` names the class and its plain fields, tensors lie beside it.
 
-Nothing a trigger file says can name code: the class comes from the registry's rows.
+A field may be a plain value, a tensor, or a mapping of names to tensors (the weights of a trained
+trigger). Nothing a trigger file says can name code: the class comes from the registry's rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,8 +41,16 @@ def save_trigger(directory: Path, trigger: Trigger) -> None:
             remedy="Only these can be saved: " + ", ".join(r.name for r in rows("trigger")) + ".",
         )
     fields = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(cast(Any, trigger))}
-    tensors = {k: v.contiguous().cpu() for k, v in fields.items() if isinstance(v, torch.Tensor)}
-    plain = {k: v for k, v in fields.items() if k not in tensors}
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in fields.items():
+        if isinstance(value, torch.Tensor):
+            tensors[key] = value.detach().contiguous().cpu()
+        elif isinstance(value, Mapping):
+            named = {f"{key}/{name}": tensor for name, tensor in value.items()}
+            tensors |= {name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}
+        else:
+            plain[key] = value
     description, pictures = (directory / name for name in _FILES)
     save_file(tensors, pictures)
     write_json(description, {"version": 1, "name": name, "fields": plain})
@@ -64,7 +74,13 @@ def load_trigger(directory: Path) -> Trigger:
                     remedy="A trigger is no larger than a picture; do not use this bundle.",
                 )
         said: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
-        tensors = load_file(pictures)
+        tensors: dict[str, Any] = {}
+        for name, tensor in load_file(pictures).items():
+            key, slash, part = name.partition("/")
+            if slash:
+                tensors.setdefault(key, {})[part] = tensor
+            else:
+                tensors[name] = tensor
         kind = find("trigger", said["name"]).load()
         return cast(Trigger, kind(**said["fields"], **tensors))
     except (
