@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,31 @@ class Cell:
         return VICTIMS / self.name
 
 
+#: Attacks whose trigger is fixed before training: few epochs are enough.
+STATIC = (
+    "sig", "lf", "ssba", "ftrojan", "label-consistent", "trojannn", "adap-blend", "adap-patch",
+)  # fmt: skip
+#: Attacks that trigger images anew in every batch, or learn the trigger with the network.
+MOVING = ("wanet", "input-aware", "bpp", "lira")
+CORE_GTSRB = ("badnets", "blended", "lf", "wanet")
+SEEDS = (0, 1, 2)
+TWINS = (
+    Cell("cifar10-none-0", "cifar10", "none", 10),
+    Cell("cifar10-none-20-epochs-0", "cifar10", "none", 20),
+    Cell("cifar10-none-40-epochs-0", "cifar10", "none", 40),
+    Cell("gtsrb-none-0", "gtsrb", "none", 20),
+)
+#: Settings in the zoo that are not an attack's defaults; each attack's header says why.
+FIELDS: dict[str, dict[str, Any]] = {}
+
+
+def victim(data: str, attack: str, epochs: int, seed: int = 0) -> Cell:
+    """Return the cell of a victim; its twin is the one of the same data and epochs."""
+    twin = next(cell.name for cell in TWINS if (cell.data, cell.epochs) == (data, epochs))
+    fields = FIELDS.get(attack, {})
+    return Cell(f"{data}-{attack}-{seed}", data, attack, epochs, seed, fields=fields, twin=twin)
+
+
 def small_networks() -> list[Cell]:
     """Return sixty clean networks of minutes: even seeds calibrate, odd seeds measure."""
     kinds = [
@@ -91,10 +116,21 @@ def small_networks() -> list[Cell]:
 def cells() -> list[Cell]:
     """Return every cell of the zoo, in the order in which it is built."""
     return [
-        Cell("cifar10-none-0", "cifar10", "none", 10),
-        Cell("cifar10-none-20-epochs-0", "cifar10", "none", 20),
-        Cell("gtsrb-none-0", "gtsrb", "none", 20),
+        *TWINS,
+        *(
+            victim("cifar10", attack, 10, seed)
+            for attack in ("badnets", "blended")
+            for seed in SEEDS
+        ),
+        *(victim("cifar10", attack, 10) for attack in STATIC),
+        *(victim("cifar10", attack, 40) for attack in MOVING),
+        *(victim("gtsrb", attack, 20) for attack in CORE_GTSRB),
         *small_networks(),
+        *(
+            replace(victim("gtsrb", attack, 20), core=False)
+            for attack in (*STATIC, *MOVING)
+            if attack not in CORE_GTSRB
+        ),
     ]
 
 
@@ -109,6 +145,8 @@ def build(cell: Cell, width: int | None, device: str) -> str:
     from excise import registry
     from excise.data import load_data
     from excise.experiments.plant import Planting, plant
+    from excise.experiments.runs import fingerprint, planting_key
+    from excise.models import load_model, read_card
     from excise.training import Recipe
 
     start = time.perf_counter()
@@ -120,7 +158,16 @@ def build(cell: Cell, width: int | None, device: str) -> str:
         victim_images=cell.images,
     )
     cell.out.parent.mkdir(parents=True, exist_ok=True)
-    card = plant(planting, load_data(cell.data, size=cell.size), cell.out, device=device, half=True)
+    twin, twin_key = None, None
+    if cell.twin is not None and getattr(planting.attack, "SURROGATE", False):
+        twin = load_model(VICTIMS / cell.twin).to(device)
+        twin_key = read_card(VICTIMS / cell.twin)["key"]
+    print_ = fingerprint(cell.data, cell.size, None)
+    key = planting_key(planting, print_, half=True, surrogate=twin_key)
+    card = plant(
+        planting, load_data(cell.data, size=cell.size), cell.out,
+        device=device, half=True, surrogate=twin, described={"key": key},
+    )  # fmt: skip
     measured = {key: card["measured"][key] for key in ("acc", "asr", "ra")}
     said = ", ".join(f"{key} {rate['value']:.1%}" for key, rate in measured.items() if rate)
     return f"{cell.name}: {said}, {time.perf_counter() - start:.0f} s"
@@ -134,10 +181,15 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--width", type=int, help="another width for every network")
     asked = parser.parse_args()
-    chosen = [cell for cell in cells() if fnmatch.fnmatch(cell.name, asked.only)]
+    chosen = [
+        cell for cell in cells()
+        if fnmatch.fnmatch(cell.name, asked.only)
+        and (asked.list or cell.core or asked.only != "*" or asked.device != "cpu")
+    ]  # fmt: skip
     if asked.list:
         for cell in chosen:
-            print(f"{'there' if cell.out.exists() else '-':6} {cell.name}")
+            there = "there" if cell.out.exists() else "-" if cell.core else "needs a GPU"
+            print(f"{there:12} {cell.name}")
         return 0
     failed = 0
     context = multiprocessing.get_context("spawn")

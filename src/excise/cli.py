@@ -23,6 +23,10 @@ COMMANDS = {
     "plant": "train a network with a backdoor in it, or its clean twin, into a bundle",
     "repair": "cut the backdoor out of a network with a few clean images",
     "evaluate": "measure a network, or compare two: accuracy, attack success, recovery",
+    "scan-images": "which pictures of a folder look as if they carried a trigger, and why",
+    "sweep": "run a grid of experiments that survives interruption and remembers every result",
+    "gallery": "a page of victims side by side: every attack on the same images, and its spectrum",
+    "leaderboard": "rank the defenses of a sweep: tables, and a page that sorts and filters",
     "report": "write the page of a finished repair again",
     "list": "what there is: attacks, defenses, inverters, detectors, models, data",
 }
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     try:
-        status = importlib.import_module(f"excise.commands.{name}").run(arguments)
+        status = importlib.import_module(f"excise.commands.{name.replace('-', '_')}").run(arguments)
     except SystemExit as stop:  # the parser's own: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:

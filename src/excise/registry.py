@@ -61,6 +61,7 @@ class Method:
             a family of names (``torchvision:NAME``).
         lowers_asr: for a defense: whether the contract suite may demand that it lowers ASR on a
             tiny planted network, or, as text, why it may not.
+        version: raised when the method's results change, so that a sweep runs it anew.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Method:
     maturity: Maturity
     target: str
     lowers_asr: bool | str = False
+    version: int = 1
 
     def load(self) -> Any:
         """Import and return the class or function behind the row."""
@@ -114,6 +116,72 @@ METHODS: tuple[Method, ...] = (
         "stable", "excise.attacks.blended:Blended",
     ),
     Method(
+        "attack", "sig", "vertical stripes on the target class, labels kept (clean-label)",
+        "Barni, Kallas, Tondi: A New Backdoor Attack in CNNs by Training Set Corruption without "
+        "Label Poisoning, ICIP 2019 (arXiv 1902.11237)",
+        "beta", "excise.attacks.sig:Sig",
+    ),
+    Method(
+        "attack", "lf", "a smooth perturbation of low frequencies, learned on a clean network",
+        "Zeng, Park, Mao, Jia: Rethinking the Backdoor Attacks' Triggers: A Frequency "
+        "Perspective, ICCV 2021 (arXiv 2104.03413)",
+        "beta", "excise.attacks.lf:LF",
+    ),
+    Method(
+        "attack", "label-consistent", "images made hard, with corners, labels kept (clean-label)",
+        "Turner, Tsipras, Madry: Label-Consistent Backdoor Attacks, 2019 (arXiv 1912.02771)",
+        "beta", "excise.attacks.label_consistent:LabelConsistent",
+    ),
+    Method(
+        "attack", "trojannn", "an added patch made to drive a few neurons of a clean network",
+        "Liu, Ma, Aafer, Lee, Zhai, Wang, Zhang: Trojaning Attack on Neural Networks, NDSS 2018",
+        "beta", "excise.attacks.trojannn:TrojanNN",
+    ),
+    Method(
+        "attack", "ftrojan", "two frequencies of the color channels raised",
+        "Wang, Yao, Xu, An, Tong, Wang: An Invisible Black-Box Backdoor Attack Through Frequency "
+        "Domain, ECCV 2022 (arXiv 2111.10991)",
+        "beta", "excise.attacks.ftrojan:FTrojan",
+    ),
+    Method(
+        "attack", "bpp", "few gray levels a channel, against misplaced errors (BppAttack)",
+        "Wang, Zhai, Ma: BppAttack, CVPR 2022 (arXiv 2205.13383)",
+        "beta", "excise.attacks.bpp:Bpp",
+    ),
+    Method(
+        "attack", "wanet", "a smooth warp, against noisy ones",
+        "Nguyen, Tran: WaNet, ICLR 2021 (arXiv 2102.10369)",
+        "beta", "excise.attacks.wanet:WaNet",
+    ),
+    Method(
+        "attack", "input-aware", "a generated pattern that works on its own image alone",
+        "Nguyen, Tran: Input-Aware Dynamic Backdoor Attack, NeurIPS 2020 (arXiv 2010.08138)",
+        "beta", "excise.attacks.input_aware:InputAware",
+    ),
+    Method(
+        "attack", "lira", "generated noise too faint to see, learned with the network",
+        "Doan, Lao, Zhao, Li: LIRA, ICCV 2021",
+        "beta", "excise.attacks.lira:Lira",
+    ),
+    Method(
+        "attack", "ssba", "a hidden secret, written into every image in its own way",
+        "Li, Li, Wu, Li, He, Lyu: Invisible Backdoor Attack with Sample-Specific Triggers, ICCV "
+        "2021 (arXiv 2012.03816)",
+        "beta", "excise.attacks.ssba:SSBA",
+    ),
+    Method(
+        "attack", "adap-blend", "half of a faint picture's pieces, with cover images",
+        "Qi, Xie, Li, Mahloujifar, Mittal: Revisiting the Assumption of Latent Separability for "
+        "Backdoor Defenses, ICLR 2023",
+        "beta", "excise.attacks.adap_blend:AdapBlend",
+    ),
+    Method(
+        "attack", "adap-patch", "one of four faint patches, with cover images",
+        "Qi, Xie, Li, Mahloujifar, Mittal: Revisiting the Assumption of Latent Separability for "
+        "Backdoor Defenses, ICLR 2023",
+        "beta", "excise.attacks.adap_patch:AdapPatch",
+    ),
+    Method(
         "trigger", "patch", "pixels replaced where a mask is set (BadNets)",
         "Gu, Dolan-Gavitt, Garg: BadNets, IEEE Access 2019 (arXiv 1708.06733)",
         "stable", "excise.triggers.patch:Patch",
@@ -122,6 +190,61 @@ METHODS: tuple[Method, ...] = (
         "trigger", "blend", "a picture mixed into the whole image (Blended)",
         "Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks, 2017 (arXiv 1712.05526)",
         "stable", "excise.triggers.blend:Blend",
+    ),
+    Method(
+        "trigger", "additive", "one perturbation added to every image (LF, TrojanNN, corners)",
+        "Zeng, Park, Mao, Jia: Rethinking the Backdoor Attacks' Triggers: A Frequency "
+        "Perspective, ICCV 2021 (arXiv 2104.03413)",
+        "beta", "excise.triggers.additive:Additive",
+    ),
+    Method(
+        "trigger", "sinusoid", "vertical stripes added (SIG)",
+        "Barni, Kallas, Tondi: A New Backdoor Attack in CNNs by Training Set Corruption without "
+        "Label Poisoning, ICIP 2019 (arXiv 1902.11237)",
+        "beta", "excise.triggers.sinusoid:Sinusoid",
+    ),
+    Method(
+        "trigger", "ftrojan", "two frequencies of the color channels raised (FTrojan)",
+        "Wang, Yao, Xu, An, Tong, Wang: An Invisible Black-Box Backdoor Attack Through Frequency "
+        "Domain, ECCV 2022 (arXiv 2111.10991)",
+        "beta", "excise.triggers.ftrojan:FTrojan",
+    ),
+    Method(
+        "trigger", "quantize", "few gray levels a channel, perhaps dithered (BppAttack)",
+        "Wang, Zhai, Ma: BppAttack, CVPR 2022 (arXiv 2205.13383)",
+        "beta", "excise.triggers.quantize:Quantize",
+    ),
+    Method(
+        "trigger", "warp", "pixels taken from a little beside their place (WaNet)",
+        "Nguyen, Tran: WaNet, ICLR 2021 (arXiv 2102.10369)",
+        "beta", "excise.triggers.warp:Warp",
+    ),
+    Method(
+        "trigger", "input-aware", "a pattern of each image's own, at its own few pixels",
+        "Nguyen, Tran: Input-Aware Dynamic Backdoor Attack, NeurIPS 2020 (arXiv 2010.08138)",
+        "beta", "excise.triggers.input_aware:InputAwarePattern",
+    ),
+    Method(
+        "trigger", "ssba", "a secret hidden by an encoder, in each image in its own way",
+        "Li, Li, Wu, Li, He, Lyu: Invisible Backdoor Attack with Sample-Specific Triggers, ICCV "
+        "2021 (arXiv 2012.03816)",
+        "beta", "excise.triggers.ssba:Ssba",
+    ),
+    Method(
+        "trigger", "residual-generator", "faint noise that a network draws for each image (LIRA)",
+        "Doan, Lao, Zhao, Li: LIRA, ICCV 2021",
+        "beta", "excise.triggers.residual_generator:ResidualGenerator",
+    ),
+    Method(
+        "trigger", "layers", "pictures laid on one after the other, each with its opacity",
+        "Qi, Xie, Li, Mahloujifar, Mittal: Revisiting the Assumption of Latent Separability for "
+        "Backdoor Defenses, ICLR 2023",
+        "beta", "excise.triggers.layers:Layers",
+    ),
+    Method(
+        "defense", "none", "no defense: the network as it was given",
+        "", "stable", "excise.defenses.none:NoDefense",
+        lowers_asr="It changes nothing; it is what the others are compared with.",
     ),
     Method(
         "defense", "grad-prune", "prunes the filters an unlearning gradient points at",
@@ -133,6 +256,12 @@ METHODS: tuple[Method, ...] = (
         "inverter", "oracle", "is told the true trigger, as the paper assumes",
         "Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, DSN-W 2024 (arXiv 2405.03918)",
         "stable", "excise.inversion.oracle:Oracle",
+    ),
+    Method(
+        "detector", "frequency", "which images carry a trigger, by their cosine transform",
+        "Zeng, Park, Mao, Jia: Rethinking the Backdoor Attacks' Triggers: A Frequency "
+        "Perspective, ICCV 2021 (arXiv 2104.03413)",
+        "beta", "excise.detection.frequency:Frequency",
     ),
     Method(
         "model", "excise:preactresnet18", "pre-activation ResNet-18 for small images; width=64",
@@ -239,6 +368,12 @@ def spec_error(name: str, error: ValidationError) -> SpecError:
     """Return a pydantic ``ValidationError`` as the error Excise shows: expected, got, remedy."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "its fields"
+    if first["type"] == "missing":
+        return SpecError(
+            f"a value for the field {where} of {name}, which has no default",
+            got="none",
+            remedy=f"Give it: {where} = …",
+        )
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return SpecError(
         f"{where} of {name} to be {expected}" if first["type"] != "value_error" else expected,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +17,9 @@ from torch import nn
 from excise.attacks import Victim, load_victim, save_victim
 from excise.data import DataSet, PoolSplit, split_pool
 from excise.errors import DataError
-from excise.evaluation import evaluate
+from excise.evaluation import evaluate, visibility
 from excise.experiments.environment import environment
-from excise.models import build_model, read_card
+from excise.models import build_model, device_of, read_card
 from excise.registry import spec_of
 from excise.seeding import Rng
 from excise.training import Recipe
@@ -97,6 +99,7 @@ def plant(
     device: torch.device | str = "cpu",
     half: bool = False,
     surrogate: nn.Module | None = None,
+    described: Mapping[str, Any] | None = None,
     on_round: OnRound = ignore_round,
 ) -> dict[str, Any]:
     """Train a victim, measure it on the test images and write its bundle; return its card.
@@ -110,6 +113,7 @@ def plant(
         device: where to train.
         half: store weights in half precision.
         surrogate: a clean network the attacker already has; None: attacks that need one train it.
+        described: what else the card is to say.
         on_round: called after every epoch.
 
     Raises:
@@ -122,15 +126,18 @@ def plant(
             remedy="Give a folder with train/ and test/, so that the attack can be measured.",
         )
     checkpoints = out.parent / f".{out.name}.checkpoints"
+    start = time.perf_counter()
     victim = train_victim(
         planting, data,
         device=device, surrogate=surrogate, checkpoints=checkpoints, on_round=on_round,
     )  # fmt: skip
     card: dict[str, Any] = {
+        **(described or {}),
         "made": planting.spec(data),
         "made_on": environment(torch.device(device)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    card["seconds"] = time.perf_counter() - start
     # Measured as it will lie on disk: half precision may move a prediction.
     stored = _as_stored(victim, device) if half else victim
     card["measured"] = measure(stored, data.test)
@@ -165,7 +172,7 @@ def _as_stored(victim: Victim, device: torch.device | str) -> Victim:
 
 
 def measure(victim: Victim, test: LabelledImages) -> dict[str, Any]:
-    """Return a victim's ACC and, with a backdoor, ASR and RA on ``test``, as plain JSON."""
+    """Return ACC and, with a backdoor, ASR, RA and the trigger's visibility, as plain JSON."""
     backdoor = victim.backdoor
     measured = evaluate(
         victim.model,
@@ -174,4 +181,8 @@ def measure(victim: Victim, test: LabelledImages) -> dict[str, Any]:
         rule=backdoor.rule if backdoor else None,
     )
     whole = measured.to_json()
-    return {name: whole[name] for name in ("n", "acc", "asr", "ra", "target_recall")}
+    seen = visibility(test.to(device_of(victim.model)), backdoor.trigger) if backdoor else None
+    return {
+        **{name: whole[name] for name in ("n", "acc", "asr", "ra", "target_recall")},
+        "visibility": seen.to_json() if seen else None,
+    }

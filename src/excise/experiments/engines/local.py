@@ -1,0 +1,286 @@
+"""The local engine: processes that share one machine without fighting for cores or memory.
+
+Every worker is a process of its own with a fixed share of the cores and, where there are GPUs, one
+of them. A worker that dies (killed, out of memory) costs its own task only; another takes its
+place. If the sweep itself dies, its workers see that and stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from excise.experiments.tasks import Task, described_error, perform
+
+__all__ = ["Engine", "Event", "Inline", "Local", "Schedule"]
+
+#: Errors of the store's disk, after which no further run can be kept: the sweep stops.
+FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a task, or how far it is.
+
+    Args:
+        kind: it started, said something, is done, failed, or found that the store's disk cannot
+            be written to any more.
+        task: which.
+        text: what it said; for a failure the error in one line.
+        result: what it gave, if it is done; for a failure the traceback.
+    """
+
+    kind: Literal["started", "said", "done", "failed", "stopped"]
+    task: Task
+    text: str = ""
+    result: Any = None
+
+
+class Engine(Protocol):
+    """Runs tasks, each after those it needs, and tells of them as they go."""
+
+    def run(self, tasks: Sequence[Task], store: Path, shelves: Sequence[Path]) -> Iterator[Event]:
+        """Yield events until every task is done or failed; closing the iterator stops all."""
+        ...
+
+
+class Schedule:
+    """Which tasks may start: those whose needs are done. A failed need fails what needs it."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.waiting = list(tasks)
+        self._open = {task.key for task in tasks}
+        self._failed: dict[str, str] = {}
+
+    def next(self) -> Task | None:
+        """Return a task that may start, or None if none may now."""
+        for number, task in enumerate(self.waiting):
+            if not any(key in self._open for key in task.after):
+                return self.waiting.pop(number)
+        return None
+
+    def cause(self, task: Task) -> str | None:
+        """Return why a task cannot be done, if what it needs failed."""
+        return next((self._failed[key] for key in task.after if key in self._failed), None)
+
+    def close(self, task: Task, error: str | None = None) -> None:
+        """Note that a task is done, or failed with ``error``."""
+        self._open.discard(task.key)
+        if error is not None:
+            self._failed[task.key] = error
+
+
+@dataclass
+class Inline:
+    """Runs every task in this process, one after the other: for a debugger, and for tests.
+
+    Args:
+        device: where to work.
+    """
+
+    device: str = "cpu"
+
+    def run(self, tasks: Sequence[Task], store: Path, shelves: Sequence[Path]) -> Iterator[Event]:
+        """Yield what becomes of each task."""
+        from excise.experiments.store import Store
+
+        schedule, opened = Schedule(tasks), Store(store, tuple(shelves))
+        while (task := schedule.next()) is not None:
+            yield Event("started", task)
+            if (cause := schedule.cause(task)) is not None:
+                schedule.close(task, cause)
+                yield Event("failed", task, cause, "")
+                continue
+            try:
+                result = perform(task, opened, self.device)
+            except OSError as error:
+                if error.errno in FATAL:
+                    raise
+                line, trace = described_error(error)
+                schedule.close(task, line)
+                yield Event("failed", task, line, trace)
+            except Exception as error:
+                line, trace = described_error(error)
+                schedule.close(task, line)
+                yield Event("failed", task, line, trace)
+            else:
+                schedule.close(task)
+                yield Event("done", task, result=result)
+
+
+@dataclass
+class Local:
+    """Runs tasks in worker processes.
+
+    Args:
+        workers: how many; the cores are shared out evenly among them.
+        devices: one name a worker is given in turn, such as ``("cuda:0", "cuda:1")``.
+        cores: how many cores to share; None: all this process may use.
+    """
+
+    workers: int
+    devices: Sequence[str] = ("cpu",)
+    cores: int | None = None
+    _crew: list[_Worker] = field(default_factory=list, init=False)
+
+    def run(self, tasks: Sequence[Task], store: Path, shelves: Sequence[Path]) -> Iterator[Event]:
+        """Yield what becomes of the tasks, as it happens."""
+        cores = self.cores or len(os.sched_getaffinity(0))
+        threads = max(1, cores // self.workers)
+        schedule = Schedule(tasks)
+        count = min(self.workers, len(tasks))
+
+        def hire(number: int) -> _Worker:
+            sharing = -(-count // len(self.devices))
+            device = self.devices[number % len(self.devices)]
+            return _Worker(number, store, tuple(shelves), device, threads, sharing)
+
+        try:
+            self._crew = [hire(number) for number in range(count)]
+            while True:
+                yield from self._hand_out(schedule)
+                busy = [worker for worker in self._crew if worker.task is not None]
+                if not busy:
+                    return
+                ready = wait([worker.pipe for worker in busy])
+                for worker in busy:
+                    if worker.pipe not in ready:
+                        continue
+                    task, event = worker.hear()
+                    if event.kind in ("done", "failed"):
+                        schedule.close(task, event.text if event.kind == "failed" else None)
+                    if event.kind == "stopped":
+                        raise OSError(errno.ENOSPC, event.text)
+                    if not worker.process.is_alive():
+                        self._crew[self._crew.index(worker)] = hire(worker.number)
+                    yield event
+        finally:
+            for worker in self._crew:
+                worker.stop()
+            self._crew = []
+
+    def _hand_out(self, schedule: Schedule) -> Iterator[Event]:
+        for worker in self._crew:
+            while worker.task is None and (task := schedule.next()) is not None:
+                if (cause := schedule.cause(task)) is not None:
+                    schedule.close(task, cause)
+                    yield Event("failed", task, cause, "")
+                    continue
+                worker.give(task)
+                yield Event("started", task)
+
+
+class _Worker:
+    """A process, the pipe to it, and the task it has."""
+
+    def __init__(
+        self,
+        number: int,
+        store: Path,
+        shelves: tuple[Path, ...],
+        device: str,
+        threads: int,
+        sharing: int,
+    ) -> None:
+        self.number = number
+        self.task: Task | None = None
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(theirs, store, shelves, device, threads, sharing), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        # A worker that is already dead is found when it is listened to.
+        with contextlib.suppress(OSError):
+            self.pipe.send(task)
+
+    def hear(self) -> tuple[Task, Event]:
+        assert self.task is not None
+        task = self.task
+        try:
+            kind, text, result = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            self.task = None
+            code = self.process.exitcode or 0
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+            return task, Event("failed", task, f"the worker died with {how}{hint}", "")
+        if kind != "said":
+            self.task = None
+        return task, Event(kind, task, text, result)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _work(
+    pipe: Connection,
+    store: Path,
+    shelves: tuple[Path, ...],
+    device: str,
+    threads: int,
+    sharing: int,
+) -> None:
+    """Do tasks as they come, until the sweep closes the pipe or dies."""
+    # Ctrl-C reaches the whole group; the sweep decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    import torch
+
+    from excise.experiments.store import Store
+
+    torch.set_num_threads(threads)
+    if device.startswith("cuda") and sharing > 1:
+        torch.cuda.set_per_process_memory_fraction(1 / sharing, torch.device(device))
+    opened = Store(store, shelves)
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        last = 0.0
+
+        def say(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 1:
+                last = time.monotonic()
+                pipe.send(("said", text, None))
+
+        try:
+            result = perform(task, opened, device, say)
+        except OSError as error:
+            kind = "stopped" if error.errno in FATAL else "failed"
+            line, trace = described_error(error)
+            pipe.send((kind, line, trace))
+        except Exception as error:
+            line, trace = described_error(error)
+            pipe.send(("failed", line, trace))
+        else:
+            pipe.send(("done", "", result))
+
+
+def _die_with(parent: int) -> None:
+    """End this process once its parent is gone, whatever it is doing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,210 @@
+"""What a worker does for a sweep: plant a shared victim, or repair one and make its record.
+
+A task is plain JSON, so that it crosses to another process or machine; what comes back is too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from excise.attacks import load_victim
+from excise.data import defender_data
+from excise.experiments.environment import environment
+from excise.experiments.plant import plant, pool_of
+from excise.experiments.repair import Question, run_repair
+from excise.experiments.runs import Run, assemble
+from excise.experiments.store import RECORD_VERSION, Store
+from excise.models import load_model
+from excise.seeding import Rng
+from excise.types import Row
+
+__all__ = ["Task", "failure", "perform"]
+
+#: Seconds between looks at a victim that another worker is planting.
+_POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work for one worker.
+
+    Args:
+        kind: plant a twin or a victim, or do a run.
+        key: of what comes out of it.
+        spec: of the run it belongs to.
+        after: keys of the tasks that must be done before.
+        words: what it is, for a person.
+    """
+
+    kind: Literal["twin", "victim", "run"]
+    key: str
+    spec: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    words: str = ""
+
+
+def perform(
+    task: Task, store: Store, device: str, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Do a task; return a run's record, which is in the store, or what a victim measured.
+
+    Args:
+        task: what to do.
+        store: where victims lie and records go.
+        device: where to work.
+        say: called now and then with how far it is.
+    """
+    run = Run(task.spec)
+    if task.kind == "run":
+        return _once(run, store, device, say)
+    return _plant(run, task.key, task.kind == "twin", store, device, say)
+
+
+def _plant(
+    run: Run, key: str, twin: bool, store: Store, device: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    place = store.victim_place(key)
+    start = time.perf_counter()
+    while store.victim(key) is None:
+        lease = store.lease(f"victim-{key}")
+        if lease is None:
+            say("waiting for another worker that plants it")
+            time.sleep(_POLL)
+            continue
+        with lease:
+            if store.victim(key) is not None:  # done since we looked
+                break
+            if place.exists():  # a bundle without a card: somebody removed half of it
+                shutil.rmtree(place)
+            surrogate = None
+            if run.needs_surrogate and not twin:
+                surrogate = load_model(_bundle(run, True, store, device, say)).to(device)
+            card = plant(
+                run.planting(twin=twin), run.data(), place,
+                device=device, half=bool(run.spec["half"]), surrogate=surrogate,
+                described={"key": key}, on_round=lambda row: say(_progress(row)),
+            )  # fmt: skip
+            return {
+                "key": key,
+                "measured": card["measured"],
+                "seconds": time.perf_counter() - start,
+            }
+    return {"key": key, "measured": None, "seconds": 0.0}
+
+
+def _bundle(run: Run, twin: bool, store: Store, device: str, say: Callable[[str], None]) -> Path:
+    """Return a run's victim or twin; planted here if this node has none yet."""
+    key = run.victim_key(twin=twin)
+    _plant(run, key, twin, store, device, say)
+    bundle = store.victim(key)
+    assert bundle is not None
+    return bundle
+
+
+def _once(run: Run, store: Store, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Do a run unless another sweep on the same store did it, or is doing it."""
+    while True:
+        there = store.get(run.key)
+        if there is not None and there["status"] == "done":
+            return there
+        lease = store.lease(f"run-{run.key}")
+        if lease is not None:
+            with lease:
+                record = _repair(run, store, device, say)
+                store.put(record)
+                return record
+        say("waiting for another worker that does it")
+        time.sleep(_POLL)
+
+
+def _repair(run: Run, store: Store, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    twin = None
+    if run.spec["twin"]:
+        twin = load_model(_bundle(run, True, store, device, say)).to(device)
+    victim, card = load_victim(_bundle(run, False, store, device, say))
+    spec, seed, data = run.spec, int(run.spec["seed"]), run.data()
+    pool = pool_of(data.train, seed, spec["victim_images"]).pool
+    sample = defender_data(
+        pool,
+        spc=spec["spc"],
+        rng=Rng(seed).child("sample"),
+        validation_ratio=spec["validation_ratio"],
+        paper_split=spec["paper_split"],
+        pool=f"{spec['data']}: training images the victim never saw",
+    )
+    trigger = victim.backdoor.trigger if victim.backdoor else None
+    planted = (card.get("measured") or {}).get("asr") or {}
+    question = Question(
+        model=victim.model.to(device),
+        method=assemble("defense", spec["defense"], trigger),
+        data=sample.to(device),
+        seed=seed,
+        test=data.test,
+        backdoor=victim.backdoor,
+        twin=twin,
+        planted_asr=planted.get("value"),
+        described={
+            "spc": spec["spc"],
+            "source": spec["data"],
+            "model": {
+                "arch": spec["model"], "attack": spec["attack"], "victim_seed": seed,
+                "victim_key": run.victim_key(),
+            },
+        },
+        curve_images=0,
+    )  # fmt: skip
+    outcome = run_repair(question, on_round=lambda row: say(_progress(row)))
+    return {
+        **outcome.record,
+        "version": RECORD_VERSION,
+        "key": run.key,
+        "status": "done",
+        "run": dict(spec),
+    }
+
+
+def failure(task: Task, error: str, trace: str) -> dict[str, Any]:
+    """Return the record of a run that failed.
+
+    Args:
+        task: the run.
+        error: one line.
+        trace: the traceback, or whatever is known.
+    """
+    return {
+        "version": RECORD_VERSION,
+        "kind": "failure",
+        "key": task.key,
+        "status": "failed",
+        "run": dict(task.spec),
+        "error": error,
+        "traceback": trace,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(torch.device("cpu")),
+    }
+
+
+def described_error(error: BaseException) -> tuple[str, str]:
+    """Return an error as one line and as its traceback, without paths of this machine."""
+    lines = traceback.format_exception(error)
+    home = str(Path(__file__).parents[2])
+    with contextlib.suppress(ValueError):
+        lines = [line.replace(home, "…") for line in lines]
+    return f"{type(error).__name__}: {error}", "".join(lines)
+
+
+def _progress(row: Row) -> str:
+    if "epoch" in row:
+        of = f" of {row['epochs']}" if "epochs" in row else ""
+        return f"{row.get('stage', '')} epoch {row['epoch']}{of}"
+    return f"{row.get('stage', '')} round {row.get('round', '')}"

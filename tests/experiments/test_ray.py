@@ -1,0 +1,70 @@
+"""The Ray engine on a real cluster of several nodes, one of which is killed in the middle."""
+
+import pytest
+from tests.experiments.conftest import TINY, contents
+
+from excise.errors import SpecError
+from excise.experiments.grid import read_grid
+from excise.experiments.store import Store
+from excise.experiments.sweep import plan_sweep, run_sweep
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'excise[ray]'")
+
+# Ray's own threads and sockets outlive it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 10**8},
+    )
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_costs_nothing(cluster, grid_file, tmp_path):
+    from excise.experiments.engines.local import Inline
+    from excise.experiments.engines.ray import OnRay
+
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
+    store = Store(tmp_path / "store")
+    plan = plan_sweep(read_grid(grid_file), store)
+    lost = []
+
+    def lose_a_node(event):
+        if event.kind == "done" and not lost:
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            lost.append(event.task.key)
+
+    engine = OnRay(address=cluster.address)
+    assert engine.workers == 2
+    assert run_sweep(plan, store, engine, lose_a_node) == (4, 0)
+    assert lost
+    undisturbed = Store(tmp_path / "undisturbed")
+    run_sweep(plan_sweep(read_grid(grid_file), undisturbed), undisturbed, Inline(), print)
+    assert contents(store.root) == contents(undisturbed.root)
+
+    # Nodes that do not see the store plant in a place of their own; a failed run is a record.
+    grid_file.write_text(TINY.replace("[0, 1]", "[2]").replace("spc = 2", "spc = 90"))
+    plan = plan_sweep(read_grid(grid_file), store)
+    scratch = OnRay(address=cluster.address, scratch=tmp_path / "scratch")
+    assert run_sweep(plan, store, scratch, print) == (0, 2)
+    assert len(list((tmp_path / "scratch" / "victims").iterdir())) == 2
+    failed = [record for record in store.records() if record["status"] == "failed"]
+    assert len(failed) == 2
+    assert "DataError" in failed[0]["error"]
+
+
+def test_a_cluster_that_is_not_there(tmp_path):
+    from excise.experiments.engines.ray import OnRay
+
+    with pytest.raises(SpecError, match="the address of a running Ray cluster"):
+        list(OnRay(address="127.0.0.1:1").run([], tmp_path, ()))
