@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format clean
+.PHONY: help install demo test test-all zoo check format clean
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 16
@@ -29,6 +29,10 @@ test: install    ## every test but the slow ones, in parallel
 
 test-all: install  ## every test, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+zoo: install     ## every attack planted, clean twins, small clean networks; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py --workers 2 $(ZOO)
+	$(BIN)/python benchmarks/zoo_table.py --write
 
 check: install   ## style, types, walls and the fast tests; under a minute
 	$(BIN)/ruff check .

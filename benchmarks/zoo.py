@@ -81,16 +81,38 @@ TWINS = (
     Cell("cifar10-none-20-epochs-0", "cifar10", "none", 20),
     Cell("cifar10-none-40-epochs-0", "cifar10", "none", 40),
     Cell("gtsrb-none-0", "gtsrb", "none", 20),
+    Cell("gtsrb-none-40-epochs-0", "gtsrb", "none", 40),
 )
 #: Settings in the zoo that are not an attack's defaults; each attack's header says why.
-FIELDS: dict[str, dict[str, Any]] = {}
+FIELDS: dict[str, dict[str, Any]] = {
+    "sig": {"poison_ratio": 0.5},
+    "adap-blend": {"poison_ratio": 0.05, "cover_rate": 0.025},
+    "adap-patch": {"poison_ratio": 0.05, "cover_rate": 0.05},
+    "input-aware": {"width": 16, "mask_epochs": 5},
+    "lira": {"poison_ratio": 0.1, "joint_share": 0.5, "learning_rate": 1e-3},
+    "ssba": {
+        "bits": 8,
+        "width": 8,
+        "encoder_epochs": 2,
+        "learning_rate": 2e-3,
+        "image_weight": 2.0,
+        "image_wait": 0,
+        "image_ramp": 200,
+        "shift": 2,
+    },
+}
 
 
-def victim(data: str, attack: str, epochs: int, seed: int = 0) -> Cell:
+def epochs(attack: str, usual: int) -> int:
+    """Return how many epochs an attack needs to take."""
+    return {"wanet": 40, "input-aware": 40, "bpp": 40, "lira": 20}.get(attack, usual)
+
+
+def victim(data: str, attack: str, passes: int, seed: int = 0) -> Cell:
     """Return the cell of a victim; its twin is the one of the same data and epochs."""
-    twin = next(cell.name for cell in TWINS if (cell.data, cell.epochs) == (data, epochs))
+    twin = next(cell.name for cell in TWINS if (cell.data, cell.epochs) == (data, passes))
     fields = FIELDS.get(attack, {})
-    return Cell(f"{data}-{attack}-{seed}", data, attack, epochs, seed, fields=fields, twin=twin)
+    return Cell(f"{data}-{attack}-{seed}", data, attack, passes, seed, fields=fields, twin=twin)
 
 
 def small_networks() -> list[Cell]:
@@ -122,12 +144,11 @@ def cells() -> list[Cell]:
             for attack in ("badnets", "blended")
             for seed in SEEDS
         ),
-        *(victim("cifar10", attack, 10) for attack in STATIC),
-        *(victim("cifar10", attack, 40) for attack in MOVING),
-        *(victim("gtsrb", attack, 20) for attack in CORE_GTSRB),
+        *(victim("cifar10", attack, epochs(attack, 10)) for attack in (*STATIC, *MOVING)),
+        *(victim("gtsrb", attack, epochs(attack, 20)) for attack in CORE_GTSRB),
         *small_networks(),
         *(
-            replace(victim("gtsrb", attack, 20), core=False)
+            replace(victim("gtsrb", attack, epochs(attack, 20)), core=False)
             for attack in (*STATIC, *MOVING)
             if attack not in CORE_GTSRB
         ),

@@ -21,6 +21,7 @@ from excise.errors import DataError
 from excise.seeding import Rng
 
 __all__ = [
+    "SUSPICIOUS",
     "AllToAll",
     "AllToOne",
     "Attack",
@@ -31,6 +32,7 @@ __all__ = [
     "Edits",
     "Evidence",
     "History",
+    "ImageDetector",
     "Images",
     "Inverter",
     "LabelledImages",
@@ -38,6 +40,7 @@ __all__ = [
     "OnRound",
     "RecoveredTrigger",
     "Repair",
+    "Scorer",
     "TargetRule",
     "Trigger",
     "as_floats",
@@ -53,6 +56,8 @@ Row = Mapping[str, float | int | str]
 History = tuple[Row, ...]
 #: Called after each round with that round's row; how progress reaches a person.
 OnRound = Callable[[Row], None]
+#: From this suspicion on, an image detector's scorer calls an image triggered.
+SUSPICIOUS = 0.5
 
 
 def ignore_round(row: Row) -> None:
@@ -61,7 +66,7 @@ def ignore_round(row: Row) -> None:
 
 def as_floats(images: Tensor) -> Images:
     """Return images as float32 in [0, 1]; 8-bit images are divided by 255."""
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def round_to_8_bits(images: Images) -> Images:
@@ -93,7 +98,7 @@ class LabelledImages:
     mirror: bool = False
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or len(self.images) != len(self.labels):
+        if self.images.ndim != 4 or self.labels.ndim != 1 or len(self.images) != len(self.labels):
             raise DataError(
                 "images of shape (n, c, h, w) and n labels",
                 got=f"images {tuple(self.images.shape)} and labels {tuple(self.labels.shape)}",
@@ -384,6 +389,27 @@ class Defense(Protocol):
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
     ) -> Repair:
         """Return the repaired network and the story of what was done."""
+        ...
+
+
+class Scorer(Protocol):
+    """Says of each image how much it looks triggered: what an :class:`ImageDetector` returns."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of how it was fitted."""
+        ...
+
+    def __call__(self, images: Tensor, /) -> Float[Tensor, " n"]:
+        """Return each image's suspicion in [0, 1]; from :data:`SUSPICIOUS` on it is flagged."""
+        ...
+
+
+class ImageDetector(Protocol):
+    """Learns from clean images alone to tell images with a trigger; needs no network."""
+
+    def fit(self, clean: Tensor, rng: Rng, *, on_round: OnRound = ignore_round) -> Scorer:
+        """Return what scores images of the same shape; ``clean`` is 8-bit or float in [0, 1]."""
         ...
 
 

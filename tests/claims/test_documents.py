@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -37,11 +38,20 @@ def test_the_cost_of_a_round_is_as_recorded() -> None:
         assert f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})" in text
 
 
+def test_the_tables_of_the_zoo_are_made_from_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("zoo_table")
+    page = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    assert page == script.page_with(page, script.tables()), (
+        "run: python benchmarks/zoo_table.py --write"
+    )
+
+
 def test_every_command_of_the_readme_exists() -> None:
     from excise.cli import COMMANDS
 
     readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"^\| `excise (\w+)", readme, flags=re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `excise ([\w-]+)", readme, flags=re.MULTILINE)) == set(COMMANDS)
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -66,6 +66,8 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert card == json.loads((bundle / "card.json").read_text())
     assert card["made"]["attack"]["size"] == 2
     assert card["measured"]["asr"]["n"] > 400
+    # Two by two pixels of eight by eight, of which some digits have white ones there already.
+    assert 0 < card["measured"]["visibility"]["pixels_changed"] <= 4 / 64
     given = (bundle / "model.safetensors").read_bytes()
 
     status = run("repair", bundle, "--images", "digits", "--trigger", bundle, "--spc", 10,

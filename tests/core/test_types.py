@@ -47,6 +47,10 @@ REFUSED = {
         {"labels": LABELS[:3]},
         r"got images \(4, 1, 3, 4\) and labels \(3,\)",
     ),
+    "a column of labels": (
+        {"labels": LABELS[:, None]},
+        r"got images \(4, 1, 3, 4\) and labels \(4, 1\)",
+    ),
     "no images": (
         {"images": torch.zeros(0, 1, 3, 4), "labels": LABELS[:0]},
         r"expected at least one image, got none\. Give some clean, labeled images",
@@ -101,6 +105,8 @@ def test_8_bits_become_fractions_and_floats_stay():
     assert torch.equal(made().floats(), torch.arange(48).reshape(4, 1, 3, 4) / 255)
     floats = torch.rand(2, 1, 3, 3)
     assert as_floats(floats) is floats
+    assert as_floats(floats.double()).dtype == torch.float32
+    assert as_floats(floats.half()).dtype == torch.float32
     stored = torch.tensor([0, 255], dtype=torch.uint8)
     assert as_floats(stored).tolist() == [0.0, 1.0]
     assert stored.tolist() == [0, 255]

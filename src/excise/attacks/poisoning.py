@@ -72,6 +72,8 @@ class Poisoning(ABC):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"seeded": {}, "field": {"target": 0}}
     """Named sets of values; ``field`` is the choice every paper shares."""
+    SURROGATE: ClassVar[bool] = False
+    """Whether the attacker works on a clean network of their own; a sweep gives the clean twin."""
 
     @abstractmethod
     def learn(self, workshop: Workshop, rule: TargetRule) -> Backdoor:
@@ -104,6 +106,12 @@ class Poisoning(ABC):
     def companion(self, workshop: Workshop, backdoor: Backdoor) -> Companion | None:
         """Return what triggers images anew in every batch; None: they are triggered once."""
         return None
+
+    def planted(
+        self, workshop: Workshop, backdoor: Backdoor, companion: Companion | None
+    ) -> Backdoor:
+        """Return the backdoor after training; the companion has it where it was learned there."""
+        return backdoor
 
     def plant(
         self,
@@ -151,6 +159,7 @@ class Poisoning(ABC):
             companion=companion, on_round=on_round,
         )  # fmt: skip
         index = poisoned.index if companion is None else None
+        backdoor = self.planted(workshop, backdoor, companion)
         return Victim(model, backdoor, index, poisoned.cover_index)
 
 

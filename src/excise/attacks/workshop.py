@@ -19,7 +19,7 @@ from excise.files import whole_file
 from excise.models import device_of
 from excise.seeding import Rng
 from excise.training import Recipe, fit
-from excise.types import LabelledImages, OnRound, ignore_round
+from excise.types import LabelledImages, OnRound, Row, ignore_round
 
 __all__ = ["Workshop"]
 
@@ -76,12 +76,19 @@ class Workshop:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         return self.checkpoints / name
 
-    def once(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def once(
+        self,
+        name: str,
+        compute: Callable[[], dict[str, Tensor]],
+        report: Callable[[dict[str, Tensor]], Row] | None = None,
+    ) -> dict[str, Tensor]:
         """Return what ``compute`` gives, from the checkpoint if it was computed before.
 
         Args:
             name: of the file, without suffix.
             compute: gives named tensors; they come back on the processor.
+            report: the row of the round that this was, told once the tensors are safe; what comes
+                from the checkpoint is not told again.
 
         Raises:
             DataError: the checkpoint belongs to another run, or is damaged.
@@ -94,6 +101,8 @@ class Workshop:
         if path is not None:
             with whole_file(path) as part:
                 save_file(tensors, part, metadata={"identity": identity})
+        if report is not None:
+            self.on_round(report(tensors))
         return tensors
 
     def clean_network(self) -> nn.Module:

@@ -88,22 +88,22 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse, before any work, an output directory that exists or cannot be made.
+def check_free(out: Path, overwrite: bool, kind: str = "directory") -> None:
+    """Refuse, before any work, an output directory (or file) that exists or cannot be made.
 
     Raises:
         DataError: it exists and overwriting was not asked for, or nothing can be written there.
     """
     if out.exists() and not overwrite:
         raise DataError(
-            "an output directory that does not exist yet",
+            f"an output {kind} that does not exist yet",
             got=str(out),
             remedy="Choose another --out, or add --overwrite.",
         )
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise DataError(
-            "a writable output directory",
+            f"a writable place for the output {kind}",
             got=f"{out}, where {above} is {'not writable' if above.is_dir() else 'a file'}",
             remedy="Choose another --out.",
         )

@@ -13,6 +13,7 @@ from excise.console import Story
 from excise.data import load_data
 from excise.errors import SpecError, nearest
 from excise.experiments.plant import Planting, plant
+from excise.models import load_model
 from excise.registry import build
 from excise.training import Recipe
 
@@ -49,6 +50,9 @@ class Plant:
     a defender draws from."""
     recipe_preset: str = "published"
     """Training recipe: published (the field's 100 epochs), or fast (10 epochs, small machines)."""
+    surrogate: Path | None = None
+    """Bundle of the attacker's own clean network, for attacks that work on one; default: they
+    train it as the clean twin is trained."""
     half: bool = False
     """Store weights in half precision."""
     device: str = "auto"
@@ -91,7 +95,13 @@ def run(arguments: list[str]) -> int:
         )
         story.stage(f"planting {asked.attack} in {asked.model}")
         card = plant(
-            planting, data, asked.out, device=device, half=asked.half, on_round=story.round
+            planting,
+            data,
+            asked.out,
+            device=device,
+            half=asked.half,
+            on_round=story.round,
+            surrogate=load_model(asked.surrogate).to(device) if asked.surrogate else None,
         )
     if asked.json:
         print_json(card)

@@ -11,6 +11,7 @@
 from excise.data.classes import describe_classes
 from excise.data.decode import SkippedPicturesWarning
 from excise.data.images import load_images
+from excise.data.loose import Pictures, read_folder
 from excise.data.pictures import read_picture, to_png
 from excise.data.sources import DataSet, has_test, load_data
 from excise.data.splits import (
@@ -24,6 +25,7 @@ from excise.data.splits import (
 
 __all__ = [
     "DataSet",
+    "Pictures",
     "PoolSplit",
     "SkippedPicturesWarning",
     "defender_data",
@@ -31,6 +33,7 @@ __all__ = [
     "has_test",
     "load_data",
     "load_images",
+    "read_folder",
     "read_picture",
     "sample_positions",
     "spc_counts",

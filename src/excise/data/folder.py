@@ -11,7 +11,7 @@ from excise.data.decode import Encoded
 from excise.data.listing import Listing, Splits, paired
 from excise.errors import DataError
 
-__all__ = ["SUFFIXES", "folder"]
+__all__ = ["SUFFIXES", "folder", "pictures_in"]
 
 #: Files with other suffixes are not looked at.
 SUFFIXES = frozenset(
@@ -47,7 +47,7 @@ def folder(where: str | Path) -> Splits:
 def _listing(where: Path) -> Listing:
     subfolders = _subfolders(where)
     if not subfolders:
-        loose = len(_pictures(where))
+        loose = len(pictures_in(where))
         raise DataError(
             f"one subfolder per class in {str(where)!r}",
             got=f"{loose} pictures directly in it" if loose else "no subfolders",
@@ -56,7 +56,7 @@ def _listing(where: Path) -> Listing:
     files: list[Path] = []
     labels: list[int] = []
     for label, subfolder in enumerate(subfolders):
-        found = _pictures(subfolder)
+        found = pictures_in(subfolder)
         if not found:
             raise DataError(
                 f"pictures in every class folder of {str(where)!r}",
@@ -82,7 +82,7 @@ def _subfolders(where: Path) -> list[Path]:
     )
 
 
-def _pictures(where: Path) -> list[Path]:
+def pictures_in(where: Path) -> list[Path]:
     """Return the pictures in a folder, at any depth, sorted; hidden files are none."""
     return sorted(
         p

@@ -187,7 +187,9 @@ class GradPrune:
                 waited += 1
             rounds.append({
                 "stage": "prune", "round": len(cuts), "layer": unit.layer, "index": index,
-                "score": score, "accuracy": correct / len(validation), "unlearning_loss": loss,
+                "score": score, "accuracy": correct / len(validation),
+                # A record is JSON, which has no word for infinity.
+                "unlearning_loss": loss if math.isfinite(loss) else str(loss),
                 "waited": waited,
             })  # fmt: skip
             on_round(rounds[-1])

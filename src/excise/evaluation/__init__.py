@@ -13,6 +13,7 @@ from excise.evaluation.hashing import fingerprint, fingerprints
 from excise.evaluation.metrics import Interval, Rate, der, paired_der, paired_difference
 from excise.evaluation.outcomes import Evaluation, Outcomes, summarize
 from excise.evaluation.verdict import Limits, Status, Verdict, judge
+from excise.evaluation.visibility import Visibility, visibility
 
 __all__ = [
     "Comparison",
@@ -24,6 +25,7 @@ __all__ = [
     "Rate",
     "Status",
     "Verdict",
+    "Visibility",
     "check",
     "compare",
     "der",
@@ -35,4 +37,5 @@ __all__ = [
     "paired_der",
     "paired_difference",
     "summarize",
+    "visibility",
 ]

@@ -58,6 +58,8 @@ class Question:
         planted_asr: the ASR the victim's card states.
         described: where model and images come from, for the record.
         curve_images: test images on which the pruning curve is replayed; 0: no curve.
+        before: how the given network does on ``test``, if that was measured before.
+        floor: how its twin does, likewise.
     """
 
     model: nn.Module
@@ -71,6 +73,8 @@ class Question:
     planted_asr: float | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
     curve_images: int = 1000
+    before: Evaluation | None = None
+    floor: Evaluation | None = None
 
     def measure(self, model: nn.Module, images: LabelledImages) -> Evaluation:
         """Return how ``model`` does on ``images``, under the trigger if there is one."""
@@ -149,12 +153,14 @@ def _measure(
     test = question.test
     images = test if test is not None else question.data.everything()
     images = images.to(device_of(question.model))
-    before = question.measure(question.model, images)
+    before = question.before or question.measure(question.model, images)
     pruned = None
     if repair.edits and any(row.get("stage") == "tune" for row in repair.history):
         pruned = question.measure(_rebuilt(question, repair.edits), images)
     after = question.measure(repair.model, images)
-    floor = question.measure(question.twin, images) if question.twin is not None else None
+    floor = question.floor
+    if floor is None and question.twin is not None:
+        floor = question.measure(question.twin, images)
     comparison = compare(before, after, rng.child("evaluate"), floor)
     findings = [
         finding.to_json()

@@ -16,10 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from excise.reports import formats
+from excise.reports.embedding import data_uri
 from excise.reports.record import read_record, record_json
-from excise.reports.view import data_uri, view
+from excise.reports.view import view
 
-__all__ = ["render_repair"]
+__all__ = ["environment", "pretty", "render_repair"]
 
 
 def render_repair(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -36,20 +37,21 @@ def render_repair(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> s
     read = read_record(record)
     raw = record_json(record)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             **view(read, pictures),
             raw=Markup(_inert(raw)),
             download=data_uri(raw.encode(), "application/json"),
-            pretty=_pretty(record),
+            pretty=pretty(record),
         )
     )
 
 
 @functools.cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return what turns the templates of every page into HTML."""
+    made = Environment(
         loader=PackageLoader("excise.reports"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -57,13 +59,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters.update(
+    made.filters.update(
         percent=formats.percent,
         signed=formats.signed,
         interval=formats.interval_text,
         count=lambda n: f"{n:,}",
     )
-    return environment
+    return made
 
 
 def _finalize(value: Any) -> Any:
@@ -77,15 +79,15 @@ def _inert(raw: str) -> str:
     return raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _pretty(value: Any, indent: str = "") -> str:
+def pretty(value: Any, indent: str = "") -> str:
     """Return JSON for reading: indented, with lists of plain values on one line."""
     deeper = indent + "  "
     if isinstance(value, Mapping) and value:
         rows = (
-            f"{json.dumps(k, ensure_ascii=False)}: {_pretty(v, deeper)}" for k, v in value.items()
+            f"{json.dumps(k, ensure_ascii=False)}: {pretty(v, deeper)}" for k, v in value.items()
         )
         return "{\n" + ",\n".join(deeper + row for row in rows) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(v, list | Mapping) for v in value):
-        rows = (_pretty(v, deeper) for v in value)
+        rows = (pretty(v, deeper) for v in value)
         return "[\n" + ",\n".join(deeper + row for row in rows) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False)

@@ -20,9 +20,13 @@ from excise.errors import DataError
 __all__ = [
     "VERSION",
     "Check",
+    "Count",
     "Evaluation",
+    "Fraction",
     "Interval",
     "Layer",
+    "Measured",
+    "Part",
     "Picture",
     "Rate",
     "Record",
@@ -40,11 +44,13 @@ Count = Annotated[int, Field(ge=0)]
 Matrix = list[list[Count]]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a record: what a page does not use may hold anything, the rest is checked."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Rate(_Part):
+class Rate(Part):
     """A fraction of ``n`` images, with its 95 % interval."""
 
     value: Fraction
@@ -54,7 +60,7 @@ class Rate(_Part):
     n: Count
 
 
-class Interval(_Part):
+class Interval(Part):
     """A number that is not a fraction of images, with its 95 % interval."""
 
     value: float
@@ -70,7 +76,7 @@ def _none_if_empty(rate: Any) -> Any:
 Measured = Annotated[Rate | None, BeforeValidator(_none_if_empty)]
 
 
-class Evaluation(_Part):
+class Evaluation(Part):
     """What one network does on the test images, clean and triggered."""
 
     acc: Rate
@@ -93,7 +99,7 @@ class Evaluation(_Part):
         return self
 
 
-class Comparison(_Part):
+class Comparison(Part):
     """The repaired network beside the given one; differences are after minus before."""
 
     der: Interval | None = None
@@ -103,7 +109,7 @@ class Comparison(_Part):
     delta_target_recall: Interval | None = None
 
 
-class Round(_Part):
+class Round(Part):
     """One point of the pruning curve; round 0 is the network as given."""
 
     round: Count
@@ -116,7 +122,7 @@ class Round(_Part):
     n: Count | None = None
 
 
-class Layer(_Part):
+class Layer(Part):
     """One convolution: how many output filters it had, and which of them were cut."""
 
     layer: str
@@ -132,7 +138,7 @@ class Layer(_Part):
         return self
 
 
-class Check(_Part):
+class Check(Part):
     """What the evaluation found out about itself."""
 
     name: str
@@ -140,7 +146,7 @@ class Check(_Part):
     message: str
 
 
-class Verdict(_Part):
+class Verdict(Part):
     """The outcome as a word and as a sentence."""
 
     status: str
@@ -148,7 +154,7 @@ class Verdict(_Part):
     ok: bool | None = None
 
 
-class Picture(_Part):
+class Picture(Part):
     """One test image: names of PNG files, its class, and what the network said."""
 
     label: str
@@ -160,7 +166,7 @@ class Picture(_Part):
     after: str | None = None
 
 
-class Record(_Part):
+class Record(Part):
     """The record of one repair."""
 
     version: int

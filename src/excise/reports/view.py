@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 from markupsafe import Markup
 
 from excise.reports import figures, formats
+from excise.reports.embedding import Embedded, embedded
 from excise.reports.record import Check, Evaluation, Picture, Record, doubts
 from excise.reports.table import table_of
 
-__all__ = ["data_uri", "view"]
+__all__ = ["view"]
 
 _NUMBERED = 16  # up to this many classes a confusion matrix shows its numbers
 _DRAWN = 120  # up to this many it is drawn; beyond, the most frequent mistakes are listed
 _MISTAKES = 40  # the longest list of them
 _ROWS = 200  # the longest table of rounds or epochs; the rest stands in the record
-_SMALL = 128  # pixels; smaller pictures are scaled up in squares, not blurred
 
 #: status -> (word, icon). A status that is not known shows as its own word.
 _STATUS = {
@@ -54,11 +53,6 @@ def view(record: Record, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "settings": list(_flat(record.spec or {})),
         "stages": _stages(record.history or []),
     }
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Return ``content`` as an address that holds it."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 # --- The head and the verdict -----------------------------------------------------------------
@@ -180,16 +174,6 @@ def _checks(record: Record) -> list[_Finding] | None:
 
 
 @dataclass(frozen=True)
-class _Image:
-    caption: str
-    alt: str
-    uri: str | None
-    width: int
-    height: int
-    small: bool
-
-
-@dataclass(frozen=True)
 class _Answer:
     when: str
     said: str
@@ -201,7 +185,7 @@ class _Answer:
 class _Shown:
     label: str
     wanted: str | None
-    images: list[_Image]
+    images: list[Embedded]
     answers: list[_Answer]
 
 
@@ -232,18 +216,8 @@ def _answer(when: str, said: str, picture: Picture) -> _Answer:
     return _Answer(when, said, "wrong", "warning")
 
 
-def _image(caption: str, alt: str, name: str | None, files: Mapping[str, bytes]) -> _Image:
-    content = files.get(name, b"") if name else b""
-    width, height = _png_size(content)
-    uri = data_uri(content, "image/png") if width else None
-    return _Image(caption, alt, uri, width, height, max(width, height) < _SMALL)
-
-
-def _png_size(content: bytes) -> tuple[int, int]:
-    """Return width and height from a PNG's head, zeros if it is no PNG."""
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 24:
-        return 0, 0
-    return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+def _image(caption: str, alt: str, name: str | None, files: Mapping[str, bytes]) -> Embedded:
+    return embedded(caption, alt, files.get(name, b"") if name else b"")
 
 
 # --- The curve and the filters ----------------------------------------------------------------

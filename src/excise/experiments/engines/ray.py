@@ -105,7 +105,7 @@ class OnRay:
 
 
 def _knock(address: str | None) -> None:
-    """Raise OSError if nobody listens at ``host:port``, for which Ray itself would wait for ever."""
+    """Raise OSError if nobody listens at ``host:port``, for which Ray would wait for ever."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
