@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from excise.types import Row
@@ -54,8 +55,8 @@ class Story:
             self._status.stop()
 
     def stage(self, name: str) -> None:
-        """Say that a stage begins."""
-        self._stage = name
+        """Say that a stage begins; what stands in brackets is text, no markup."""
+        self._stage = name = escape(name)
         self._last = time.monotonic()
         self.console.print(f"[dim]{time.monotonic() - self._start:5.0f} s[/]  {name}")
         if self._status is not None:
@@ -63,7 +64,7 @@ class Story:
 
     def round(self, row: Row) -> None:
         """Say what a round brought: on a terminal always, else now and then."""
-        said = " · ".join([self._place(row), *self._figures(row)])
+        said = " · ".join([escape(self._place(row)), *self._figures(row)])
         now = time.monotonic()
         if self._status is not None:
             self._status.update(f"{self._stage}: {said}")

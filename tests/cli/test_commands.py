@@ -177,7 +177,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "attacks") == 0
     assert "badnets" in capsys.readouterr().out
     assert run("list", "detectors") == 0
-    assert "none yet" in capsys.readouterr().out
+    assert "frequency" in capsys.readouterr().out
     assert run("list", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert set(said) == {"attacks", "defenses", "inverters", "detectors", "models", "data"}
@@ -260,7 +260,7 @@ def repairing(victim: Path, tmp_path: Path, **changes: object) -> list[object]:
         ({"trigger": "badnets,size=2,row=7,column=0,target=0"}, "a patch inside the 8 × 8 image"),
         ({"trigger": "badnets,size=2,row=0,column=0,target=77"}, "a target from 0 to 9"),
         ({"trigger": "badnets,size=2,row=0,colum=0,target=0"}, "Did you mean 'column'?"),
-        ({"trigger": "none"}, "an attack with a trigger"),
+        ({"trigger": "none"}, "an attack whose trigger can be said in words"),
         ({"spc": 1}, "2"),
         ({"spc": 1000}, "1000"),
         ({"images": "nowhere/at/all"}, "nowhere/at/all"),
@@ -430,7 +430,7 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     said = refused(capsys, *repairing(victim, tmp_path, out=tmp_path / "file" / "out"), *QUICK)
-    assert "a writable output" in said
+    assert "a writable place for the output directory" in said
 
 
 def test_the_api_of_the_readme(planted: Planted, folder: Path) -> None:

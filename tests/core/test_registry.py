@@ -164,7 +164,7 @@ def test_an_unknown_key_offers_the_nearest():
         ("attack", "badnets", {"rule": "one"}, r"rule of badnets to be 'all-to-one' or 'all-to-al"),
         ("attack", "blended", {"alpha": 0}, r"alpha of blended to be greater than 0"),
         ("defense", "grad-prune", {"inverter": 3}, r"inverter.* of grad-prune to be"),
-        ("defense", "grad-prune", {}, r"inverter of grad-prune to be"),
+        ("defense", "grad-prune", {}, r"the field inverter of grad-prune, which has no default"),
         ("defense", "grad-prune", {"inverter": Oracle(TRIGGER), "patience": -1},
          r"patience of grad-prune to be greater than or equal to 0, got -1"),
     ],

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -98,16 +97,14 @@ def run(arguments: list[str]) -> int:
     if asked.detector is not None:
         detector = Fitted(*load_scorer(asked.detector))
     with Story() as story:
-        story.stage(_safe(f"reading {asked.clean} and {asked.source}"))
+        story.stage(f"reading {asked.clean} and {asked.source}")
         clean = _pictures(asked, asked.clean, "train")
         channels: Literal[1, 3] = 1 if clean.images.shape[1] == 1 else 3
         source = _pictures(asked, asked.source, "test", channels)
         for name, pictures in ((asked.source, source), (asked.clean, clean)):
-            if pictures.unreadable:
-                listed = ", ".join(pictures.unreadable[:5])
-                story.stage(
-                    f"{len(pictures.unreadable):,} files of {name} cannot be read: {listed}"
-                )
+            if count := len(pictures.unreadable):
+                listed = printable(", ".join(pictures.unreadable[:5]))
+                story.stage(f"{count:,} files of {name} cannot be read: {listed}")
         scan = Scan(
             source=source,
             clean=clean,
@@ -171,11 +168,6 @@ def _scaled(size: int | None) -> tuple[str, ...]:
         f"Pictures of another size were scaled to {size} × {size} pixels, which can wash out a "
         "trigger’s traces or make new ones.",
     )
-
-
-def _safe(text: str) -> str:
-    """Return text with names of files in it as a line that a terminal only shows."""
-    return escape(printable(text))
 
 
 def _print(record: dict[str, Any], page: Path) -> None:

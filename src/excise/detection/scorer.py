@@ -38,6 +38,8 @@ class FrequencyScorer:
         with torch.device("meta"):
             network = six_convolutions(*self.shape)
         network.load_state_dict(dict(self.weights), assign=True)
+        # One layout whatever layout the weights came in: layouts differ in the last bit.
+        network.to(memory_format=torch.channels_last)
         network.eval().requires_grad_(False)
         object.__setattr__(self, "_network", network)
 

@@ -6,9 +6,11 @@ added to the coefficients (15, 15) and (31, 31) of Cr and Cb, and all the way ba
 
 Departures:
 
-* The published code cuts to 8 bits before and after, so that values wrap round; here nothing is
-  rounded in between and what comes out is clipped. Every step is then linear, and the trigger is
-  one and the same picture added to every image (32 × 32: up to 4 gray values of red, 6 of blue).
+* The published code cuts off fractions on the way back, so that round-off takes one gray value
+  from half of all pixels and luma changes too: on CIFAR-10 that is 1.2 of the 1.9 gray values it
+  changes a pixel by on average. Here nothing is rounded in between and what comes out is clipped.
+  Every step is then linear, and the trigger is one and the same picture added to every image
+  (1.5 gray values on average; 32 × 32: up to 4 of red, 6 of blue).
 * An image smaller than the window in height or width is one window there, whose middle and
   highest frequencies are raised. What is left beside whole windows at the right and lower edge
   stays as it is (the published code fails at both).
