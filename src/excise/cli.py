@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import keyword
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ COMMANDS = {
     "sweep": "run a grid of experiments that survives interruption and remembers every result",
     "gallery": "a page of victims side by side: every attack on the same images, and its spectrum",
     "leaderboard": "rank the defenses of a sweep: tables, and a page that sorts and filters",
+    "import": "make a bundle of a network that another project's tools wrote",
     "report": "write the page of a finished repair again",
     "list": "what there is: attacks, defenses, inverters, detectors, models, data",
 }
@@ -56,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     try:
-        status = importlib.import_module(f"excise.commands.{name.replace('-', '_')}").run(arguments)
+        # No module can be called import.
+        module = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+        status = importlib.import_module(f"excise.commands.{module}").run(arguments)
     except SystemExit as stop:  # the parser's own: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:

@@ -47,6 +47,15 @@ def test_the_tables_of_the_zoo_are_made_from_its_cards(monkeypatch: pytest.Monke
     )
 
 
+def test_the_tables_of_the_frequency_detector_are_made_from_its_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("frequency_detector")
+    page = (ROOT / "docs" / "methods" / "frequency.md").read_text(encoding="utf-8")
+    assert page == script.page_with(page), "run: python benchmarks/frequency_detector.py --write"
+
+
 def test_every_command_of_the_readme_exists() -> None:
     from excise.cli import COMMANDS
 

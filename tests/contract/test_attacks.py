@@ -18,7 +18,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "adap-patch": {"poison_ratio": 0.1, "cover_rate": 0.1},
     "input-aware": {"mask_epochs": 2, "width": 2},
     "label-consistent": {"adversarial_epochs": 1, "steps": 2},
-    "lf": {"images": 20, "max_passes": 3},
+    "lf": {"images": 4, "max_passes": 1},
     "lira": {"width": 2},
     "ssba": {"bits": 1, "width": 2, "batch_size": 8, "encoder_epochs": 2, "learning_rate": 0.002},
     "trojannn": {"steps": 5},

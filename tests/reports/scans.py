@@ -31,7 +31,7 @@ def scan(flagged=9, total=120, status="more"):
         for i, s in enumerate([0.99 - 0.01 * i for i in range(flagged)] + [0.1] * (total - flagged))
     ]
     shown = [
-        image | {"high_energy": 0.4 + 3.7 * i, **{
+        image | {"above_clean": max(0, 1 - 0.05 * i), **{
             part: f"pictures/{i}-{part}.png" for part in ("picture", "spectrum", "excess")
         }}
         for i, image in enumerate(images[: flagged + 6])

@@ -19,8 +19,8 @@ def test_it_says_what_was_flagged_and_how_often_clean_pictures_are():
     assert "2 of 100 clean pictures it did not learn from, interval 0.0–4.0" in text
     assert "0 to 5" in text, "false alarms to expect among 120"
     assert "suspicion 0.990" in text
-    assert "0.4 times the high-frequency energy" in text
-    assert "15 times the high-frequency energy" in text
+    assert "more high-frequency energy than 100% of clean pictures" in text
+    assert "more high-frequency energy than 85% of clean pictures" in text
     assert "1 file that cannot be read" in text
     assert "misses most of them: that nothing is flagged does not mean" in text
     assert text.count("<li>\n    <h3>") == 15

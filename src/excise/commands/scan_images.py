@@ -39,7 +39,8 @@ class ScanImages:
 
     A detector learns from clean pictures alone, with artifacts made by itself; it needs no network
     and no trigger. Some clean pictures are held back to measure false alarms. Writes a record, a
-    page that shows what was flagged and why, and the fitted detector. Smooth triggers are missed.
+    page that shows what was flagged and why, and the fitted detector. Smooth triggers and warps are
+    missed.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -104,7 +105,7 @@ def run(arguments: list[str]) -> int:
         for name, pictures in ((asked.source, source), (asked.clean, clean)):
             if count := len(pictures.unreadable):
                 listed = printable(", ".join(pictures.unreadable[:5]))
-                story.stage(f"{count:,} files of {name} cannot be read: {listed}")
+                story.stage(f"cannot read {_files(count)} of {name}: {listed}")
         scan = Scan(
             source=source,
             clean=clean,
@@ -170,6 +171,10 @@ def _scaled(size: int | None) -> tuple[str, ...]:
     )
 
 
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
+
+
 def _print(record: dict[str, Any], page: Path) -> None:
     console = Console(highlight=False)
     flagged = sorted(
@@ -185,9 +190,7 @@ def _print(record: dict[str, Any], page: Path) -> None:
     console.print(record["verdict"]["sentence"], markup=False)
     for note in record["notes"]:
         console.print(f"note: {note}", markup=False)
-    if record["unreadable"]:
-        console.print(
-            f"{len(record['unreadable']):,} files could not be read; the record names them"
-        )
-    console.print("Not seen: smooth triggers (LF), and whatever looks like a picture's own detail.")
+    if count := len(record["unreadable"]):
+        console.print(f"could not read {_files(count)}; the record names them")
+    console.print("Not seen: most smooth triggers (LF), and warps (WaNet).")
     print(f"page: {page}")

@@ -16,8 +16,9 @@ Departures from the notebook and why:
 * ``smooth_epochs``: the paper fine-tunes on smooth triggers, which its notebook leaves out. Ours
   are random smooth patterns as a sixth family, for as many more epochs.
 
-What it cannot see: smooth triggers (LF) before such fine-tuning, and any trigger whose spectrum is
-that of a picture. It errs on pictures stored otherwise than the clean ones (JPEG, another size).
+What it cannot see: smooth triggers (LF) before such fine-tuning; warps (WaNet); patches elsewhere
+than the taught blocks, which lie at most 5 pixels from two edges; triggers whose spectrum is that
+of a picture. It errs on pictures stored otherwise than the clean ones (JPEG, another size).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Frequency:
         "published": {},
         "fast": {"clean_images": 10_000, "epochs": 1, "learning_rate": 1.0},
     }
-    """``fast``: 10,000 + 10,000 images × 5 epochs, minutes on one core at 32 × 32. Its learning
+    """``fast``: 10,000 + 10,000 images × 5 epochs, three minutes of a core at 32 × 32. Its learning
     rate is higher: 1,565 steps of the published one leave the network half-taught."""
 
     def fit(self, clean: Tensor, rng: Rng, *, on_round: OnRound = ignore_round) -> FrequencyScorer:

@@ -235,15 +235,14 @@ def _pictures(
     scan: Scan, suspicion: np.ndarray[Any, Any], held: Tensor
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the record's part about spectra, and the PNG files of the pictures shown."""
-    mean = _mean(scan.clean.images[held[:_SPECTRUM_IMAGES]])
+    mean, usual = _spectra(scan.clean.images[held[:_SPECTRUM_IMAGES]])
     order = np.argsort(-suspicion, kind="stable")
     flagged = [int(k) for k in order if suspicion[k] >= SUSPICIOUS][:SHOWN_FLAGGED]
     others = [int(k) for k in order if suspicion[k] < SUSPICIOUS][:SHOWN_OTHERS]
     chosen = flagged + others
     images = as_floats(scan.source.images[chosen]) if chosen else scan.source.images[:0].float()
     magnitude = dct2(255 * images).abs().mean(1)
-    high = high_frequencies(*mean.shape)
-    usual = float(mean[high].square().sum())
+    energy = _high_energy(images)
     top = float(torch.log10(1 + mean).max())
     if len(chosen):
         top = max(top, float(torch.log10(1 + magnitude).max()))
@@ -258,12 +257,11 @@ def _pictures(
         }
         names = {part: f"pictures/{i}-{part}.png" for part in parts}
         files |= {names[part]: content for part, content in parts.items()}
-        energy = float(magnitude[i][high].square().sum())
         shown.append({
             "name": scan.source.names[position],
             "suspicion": float(suspicion[position]),
             "flagged": bool(suspicion[position] >= SUSPICIOUS),
-            "high_energy": energy / usual if usual else None,
+            "above_clean": float((usual < energy[i]).float().mean()),
             **names,
         })  # fmt: skip
     spectra = {
@@ -278,11 +276,20 @@ def _pictures(
     return spectra, files
 
 
-def _mean(images: Tensor) -> Tensor:
-    total = torch.zeros(images.shape[2:], dtype=torch.float64)
-    for batch in images.split(_BATCH):
-        total += mean_magnitude(as_floats(batch)).double() * len(batch)
-    return (total / len(images)).float()
+def _spectra(clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean spectrum of clean images, and the energy each has in high frequencies."""
+    total = torch.zeros(clean.shape[2:], dtype=torch.float64)
+    energies = []
+    for batch in clean.split(_BATCH):
+        images = as_floats(batch)
+        total += mean_magnitude(images).double() * len(batch)
+        energies.append(_high_energy(images))
+    return (total / len(clean)).float(), torch.cat(energies)
+
+
+def _high_energy(images: Tensor) -> Tensor:
+    high = high_frequencies(*images.shape[-2:])
+    return (dct2(images).square().sum(1) * high).sum((-2, -1))
 
 
 def _drawn(magnitude: Tensor, top: float) -> bytes:

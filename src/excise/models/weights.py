@@ -22,7 +22,7 @@ from torch import Tensor
 from excise.errors import ModelError, UnsafeFileError
 from excise.models.checking import shorten
 
-__all__ = ["MAX_BYTES", "read_weights"]
+__all__ = ["MAX_BYTES", "check_archive", "file_size", "named_tensors", "read_weights"]
 
 #: The largest file that is read unless the caller allows more: 2 GiB.
 MAX_BYTES = 2 * 1024**3
@@ -50,12 +50,12 @@ def read_weights(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]
         ModelError: no such file, or one that holds no named tensors.
         UnsafeFileError: a file that would run code, or that is or becomes larger than allowed.
     """
-    size = _size(path, max_bytes)
+    size = file_size(path, max_bytes)
     with path.open("rb") as file:
         head = file.read(9)
     content: object
     if head.startswith(b"PK\x03\x04"):
-        _check_archive(path, size, max_bytes)
+        check_archive(path, size, max_bytes)
         content = _read_torch(path)
     elif head[8:] == b"{" and _plausible_header(path, int.from_bytes(head[:8], "little"), size):
         content = _read_safetensors(path)
@@ -67,10 +67,16 @@ def read_weights(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]
             got=f"{path}, which starts with {head[:8]!r}",
             remedy=_AGAIN,
         )
-    return _named_tensors(_unwrap(content), path, max_bytes)
+    return named_tensors(_unwrap(content), path, max_bytes)
 
 
-def _size(path: Path, max_bytes: int) -> int:
+def file_size(path: Path, max_bytes: int) -> int:
+    """Return the size of a regular file that is neither empty nor larger than allowed.
+
+    Raises:
+        ModelError: no such file, something else than a file, or an empty one.
+        UnsafeFileError: it is too large.
+    """
     # A pipe or a device would block or never end, so only regular files are opened.
     if not path.is_file():
         got = "a directory" if path.is_dir() else "something else" if path.exists() else "nothing"
@@ -119,8 +125,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_archive(path: Path, size: int, max_bytes: int) -> None:
-    """Refuse an archive that grows beyond the limit, judged by its directory alone."""
+def check_archive(path: Path, size: int, max_bytes: int) -> None:
+    """Refuse an archive that grows beyond the limit, judged by its directory alone.
+
+    Raises:
+        ModelError: it is damaged.
+        UnsafeFileError: it becomes too large, or is a program.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -185,7 +196,13 @@ def _unwrap(content: object) -> object:
     return content
 
 
-def _named_tensors(content: object, path: Path, max_bytes: int) -> dict[str, Tensor]:
+def named_tensors(content: object, path: Path, max_bytes: int) -> dict[str, Tensor]:
+    """Return ``content`` if it is nothing but plain tensors by name, and not too many.
+
+    Raises:
+        ModelError: it is something else.
+        UnsafeFileError: the tensors take more memory than allowed.
+    """
     if not isinstance(content, Mapping) or not content:
         got = type(content).__name__ if not isinstance(content, Mapping) else "an empty one"
         raise ModelError(f"a state dict in {path}", got=got, remedy=_SAVE_WEIGHTS)

@@ -48,7 +48,7 @@ class _Shown(_Judged):
     picture: str
     spectrum: str
     excess: str
-    high_energy: Annotated[float, Field(ge=0)] | None = None
+    above_clean: Fraction
 
 
 class _CleanSpectrum(Part):
@@ -182,9 +182,7 @@ def _view(scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _card(shown: _Shown, files: Mapping[str, bytes]) -> _Card:
-    why = ""
-    if shown.high_energy is not None:
-        why = f"{_times(shown.high_energy)} the high-frequency energy of clean pictures’ mean"
+    why = f"more high-frequency energy than {shown.above_clean:.0%} of clean pictures"
     alts = (
         ("picture", "the picture", f"The picture {shown.name}"),
         ("spectrum", "its spectrum", f"Spectrum of {shown.name}"),
@@ -200,10 +198,6 @@ def _card(shown: _Shown, files: Mapping[str, bytes]) -> _Card:
             for part, caption, alt in alts
         ],
     )
-
-
-def _times(factor: float) -> str:
-    return f"{factor:,.0f} times" if factor >= 9.95 else f"{factor:.1f} times"
 
 
 def _tiles(scan: _Scan) -> list[_Tile]:

@@ -249,7 +249,8 @@ def _work(
 
     from excise.experiments.store import Store
 
-    torch.set_num_threads(threads)
+    # Fewer if the person said so (OMP_NUM_THREADS): threads that wait for a busy core spin.
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     if device.startswith("cuda") and sharing > 1:
         torch.cuda.set_per_process_memory_fraction(1 / sharing, torch.device(device))
     opened = Store(store, shelves)
