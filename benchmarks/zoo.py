@@ -111,7 +111,7 @@ RECIPES: dict[str, dict[str, Any]] = {"gtsrb-lf": {"learning_rate": 0.05}}
 
 def epochs(attack: str, usual: int) -> int:
     """Return how many epochs an attack needs to take."""
-    return {"wanet": 40, "input-aware": 40, "bpp": 40, "lira": 20}.get(attack, usual)
+    return {"ftrojan": 40, "wanet": 40, "input-aware": 40, "bpp": 40, "lira": 20}.get(attack, usual)
 
 
 def victim(data: str, attack: str, passes: int, seed: int = 0) -> Cell:

@@ -65,8 +65,8 @@ def ignore_round(row: Row) -> None:
 
 
 def as_floats(images: Tensor) -> Images:
-    """Return images as float32 in [0, 1]; 8-bit images are divided by 255."""
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    """Return images as floats in [0, 1]: 8-bit images as float32, floats as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def round_to_8_bits(images: Images) -> Images:
@@ -152,7 +152,7 @@ class LabelledImages:
         return self.images.device
 
     def floats(self) -> Images:
-        """Return all images as float32 in [0, 1]."""
+        """Return all images as floats in [0, 1]; 8-bit images become float32."""
         return as_floats(self.images)
 
     def subset(self, index: Tensor) -> LabelledImages:

@@ -181,7 +181,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert set(said) == {"attacks", "defenses", "inverters", "detectors", "models", "data"}
-    fields = {f["name"]: f for f in said["defenses"][0]["fields"]}
+    defense = next(row for row in said["defenses"] if row["name"] == "grad-prune")
+    fields = {f["name"]: f for f in defense["fields"]}
     assert fields["patience"]["default"] == "10"
     assert fields["patience"]["help"]
 

@@ -9,6 +9,7 @@ from excise.testing import DefenseContract
 
 # Settings with which a defense finishes in about a second on 90 digits, and still cuts something.
 QUICK = {
+    "none": {},
     "grad-prune": {"max_accuracy_drop": 1.0, "patience": 3, "max_tune_epochs": 2},
 }
 # Settings with which a user of 50 images a class would run it, where they are not the defaults.
@@ -18,8 +19,8 @@ FULL = {
     "grad-prune": {"max_accuracy_drop": 0.3, "learning_rate": 0.01},
 }
 # Defenses that use every image to learn from, or that need no convolution.
-WITHOUT_VALIDATION: set[str] = set()
-WITHOUT_CONVOLUTION: set[str] = set()
+WITHOUT_VALIDATION = {"none"}
+WITHOUT_CONVOLUTION = {"none"}
 
 
 def built(row, planted, fields):

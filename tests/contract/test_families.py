@@ -33,6 +33,7 @@ from excise.types import DefenderData, Edit, LabelledImages
 
 # Two steps of each stage, and no stop before them.
 STEPS = {
+    "none": {},
     "grad-prune": {"max_accuracy_drop": 1.0, "patience": 1, "tune_patience": 1,
                    "max_tune_epochs": 1},
 }  # fmt: skip

@@ -1,25 +1,23 @@
 """``excise import backdoorbench``: what a peer's file holds comes over as far as it can be read."""
 
-import json
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests.interop.files import ARCH, Dataset, network, result, saved, state_of_images
 from torch import nn
 
 from excise.attacks import load_victim
-from excise.cli import main
 from excise.errors import ModelError, UnsafeFileError
-from excise.experiments.backdoorbench import ARCHS, import_backdoorbench
+from excise.experiments.backdoorbench import ARCHS, _unwrap, import_backdoorbench
 from excise.models import build_model, load_model
-from excise.models.inert import Archive
+from excise.models.inert import Archive, array_of
 
 pytestmark = pytest.mark.fast
-ARCH = "excise:preactresnet18,width=2"
 
 
 class Exploit:
@@ -30,63 +28,6 @@ class Exploit:
 
     def __reduce__(self):
         return os.mkdir, (str(self.marker),)
-
-
-class Dataset:
-    """Somebody's class, full of state."""
-
-    def __init__(self, **fields):
-        self.__dict__.update(fields)
-
-
-def network(classes=10, seed=0):
-    """A network whose batch norms have seen something, so that no default would pass for it."""
-    torch.manual_seed(seed)
-    made = build_model(ARCH, classes=classes)
-    made.train()(torch.rand(8, 3, 16, 16))
-    return made.eval()
-
-
-def state_of_images(count, poisoned, *, labels=None, inline=False):
-    """What the peer keeps of a data set: which images are poisoned, and where their pictures lie."""
-    indicator = np.zeros(count)
-    indicator[list(poisoned)] = 1
-    labels = labels or {i: (np.int64(3), i % 10) for i in poisoned}
-    entries = {}
-    for i in np.array(list(poisoned)):  # keys are numpy's numbers there
-        if inline:
-            entries[i] = (Image.new("RGB", (4, 4)), *labels[int(i)])
-        else:
-            entries[i] = {"path": f"./record/x/{i}.png", "other_info": list(labels[int(i)])}
-    return {
-        "bd_data_container": {
-            "save_folder_path": "./record/x", "data_dict": entries, "save_file_format": ".png",
-        },
-        "getitem_all": True,
-        "getitem_all_switch": False,
-        "original_index_array": np.arange(count),
-        "poison_indicator": indicator,
-        "save_folder_path": "./record/x",
-    }  # fmt: skip
-
-
-def result(state, **changes):
-    """The dict the peer saves."""
-    return {
-        "model_name": "preactresnet18",
-        "num_classes": 10,
-        "model": state,
-        "data_path": "./data/cifar10",
-        "img_size": (32, 32, 3),
-        "clean_data": "cifar10",
-        "bd_train": state_of_images(50, [4, 7, 41]),
-        "bd_test": state_of_images(20, [0, 2, 19]),
-    } | changes
-
-
-def saved(path, content):
-    torch.save(content, path)
-    return path
 
 
 def taken(path, out, **given):
@@ -150,27 +91,6 @@ def test_every_network_of_the_benchmark_has_one_here():
             assert build_model(arch, classes=3).body.state_dict()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "vit_b_16"])
-def test_torchvision_networks_fit(tmp_path, name):
-    with torch.random.fork_rng():
-        made = build_model(f"torchvision:{name}", classes=43).body
-    # The peer's transformers are two modules: one that resizes, then the network.
-    state = nn.Sequential(nn.Identity(), made).state_dict() if "vit" in name else made.state_dict()
-    path = saved(tmp_path / "a.pt", result(state, model_name=name, num_classes=43,
-                                           clean_data="gtsrb", bd_train=None))  # fmt: skip
-    victim, card = taken(path, tmp_path / "b", arch=None)
-    size = 224 if "vit" in name else 32
-    assert victim.model.input_shape == (3, size, size)
-    assert victim.model.mean == (0.0, 0.0, 0.0)
-    assert victim.model.std == (1.0, 1.0, 1.0)
-    images = torch.rand(1, 3, size, size)
-    with torch.no_grad():
-        torch.testing.assert_close(victim.model(images), made.eval()(images))
-    assert ("resizing" in card["imported"]["left"]) == ("vit" in name)
-    assert victim.poison_index is None
-    assert "while it trains" in card["imported"]["left"]["bd_train"]
-
-
 def test_all_to_all(tmp_path):
     labels = {i: ((i + 1) % 10, i) for i in range(10)}
     test = state_of_images(10, range(10), labels=labels)
@@ -222,12 +142,12 @@ def test_arrays_are_rebuilt_from_bytes(tmp_path, protocol):
                   np.asfortranarray(np.arange(6.0).reshape(2, 3))):  # fmt: skip
         torch.save({"a": value}, tmp_path / "a.pt", pickle_protocol=protocol)
         with Archive(tmp_path / "a.pt") as archive:
-            from excise.models.inert import array_of
-
             found = array_of(archive.content()["a"])
-        if protocol == 2 or found is not None:  # newer ones may go through buffers
+        if protocol == 5:  # goes through a function of numpy's that is not followed
+            assert found is None
+        else:
+            assert (found.dtype, found.shape) == (value.dtype, value.shape)
             np.testing.assert_array_equal(found, value)
-            assert found.dtype == value.dtype
 
 
 # --- files that mean harm -------------------------------------------------------------------------
@@ -291,10 +211,15 @@ def test_an_exploit_in_the_network_is_refused(tmp_path, marker, place):
     )  # fmt: skip
 
 
+def test_transformers_that_resize_first():
+    state = {f"module.1.{name}": torch.zeros(1) for name in ("class_token", "encoder.x")}
+    assert _unwrap(state, "torchvision:vit_b_16")[0].keys() == {"class_token", "encoder.x"}
+    assert _unwrap(state, "torchvision:vit_b_16")[1]
+    assert _unwrap(state, "torchvision:resnet18")[0].keys() == {"1.class_token", "1.encoder.x"}
+
+
 def pickled(path, data, storages=()):
     """Write an archive as torch does, around a pickle of one's own."""
-    import zipfile
-
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", data)
         archive.writestr("a/byteorder", "little")
@@ -414,8 +339,6 @@ def test_sizes_beyond_what_is_allowed(tmp_path):
     path = saved(tmp_path / "a.pt", result(network().body.state_dict()))
     error = refused(path, tmp_path, max_bytes=10_000)
     assert isinstance(error, UnsafeFileError)
-    import zipfile
-
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * 50_000_000)
     assert "grows at most 100 times" in str(refused(path, tmp_path))
@@ -457,49 +380,3 @@ def test_a_whole_module_instead_of_its_state(tmp_path):
     error = refused(path, tmp_path)
     assert "PreActResNet" in str(error)
     assert "state_dict()" in error.remedy
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def test_the_command_and_what_comes_after(tmp_path, capsys):
-    changes = {"clean_data": "digits", "img_size": [8, 8, 1], "bd_train": state_of_images(50, [4])}
-    made = build_model(ARCH, classes=10, in_channels=1)
-    path = saved(tmp_path / "attack_result.pt", result(made.body.state_dict(), **changes))
-    given = ["--arch", ARCH, "--mean", "0.3", "--std", "0.4", "--classes", "digits"]
-    assert run("import", "backdoorbench", path, "--out", tmp_path / "b", *given) == 0
-    said = capsys.readouterr().out
-    assert "taken over:\n  network: excise:preactresnet18" in said
-    assert "positions of 1 poisoned training images" in said
-    assert "not taken over:\n  trigger: the file does not hold it" in said
-    assert run("evaluate", tmp_path / "b", "--images", "digits") == 0
-    trigger = "badnets,size=2,row=-2,column=-2,target=3"
-    quick = ["--max-tune-epochs", "1", "--patience", "1", "--curve-images", "30", "--spc", "2"]
-    out = ["--images", "digits", "--trigger", trigger, "--out", tmp_path / "r"]
-    assert run("repair", tmp_path / "b", *out, *quick) in (0, 1)
-    capsys.readouterr()
-    # Nothing is overwritten unless asked.
-    assert run("import", "backdoorbench", path, "--out", tmp_path / "b", *given) == 2
-    again = [*given, "--overwrite", "--json"]
-    assert run("import", "backdoorbench", path, "--out", tmp_path / "b", *again) == 0
-    card = json.loads(capsys.readouterr().out)
-    assert card["mean"] == [pytest.approx(0.3)]
-    assert card["classes"] == [str(k) for k in range(10)]
-
-
-def test_names_that_a_terminal_would_obey(tmp_path, capsys):
-    content = result(network().body.state_dict()) | {"\x1b[2Jkey": 1, "args": Dataset()}
-    path = saved(tmp_path / "a.pt", content)
-    assert run("import", "backdoorbench", path, "--out", tmp_path / "b", "--arch", ARCH) == 0
-    assert "\x1b" not in capsys.readouterr().out
-
-
-def test_bad_input_exits_with_2(tmp_path, capsys):
-    (tmp_path / "a.pt").write_bytes(b"PK\x03\x04 and then nothing")
-    assert run("import", "backdoorbench", tmp_path / "a.pt", "--out", tmp_path / "b") == 2
-    assert "excise import: expected a whole archive" in capsys.readouterr().err
-    assert run("import", "somebody", tmp_path / "a.pt", "--out", tmp_path / "b") == 2

@@ -22,6 +22,7 @@ __all__ = ["run"]
 
 #: Fewer records are read before anybody wonders.
 _MANY = 2000
+_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,10 @@ def run(arguments: list[str]) -> int:
     if asked.json:
         print_json(json_table(ranking, runs))
     else:
-        Console(highlight=False).print(terminal(ranking, runs))
+        # A file or a pipe has no width of its own.
+        shown = Console(highlight=False)
+        shown.width = shown.width if shown.is_terminal else _WIDTH
+        shown.print(terminal(ranking, runs))
         for path in writers:
             if path is not None:
                 print(f"written: {path}")

@@ -20,5 +20,7 @@ class NoDefense:
     def repair(
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
     ) -> Repair:
-        """Return a copy of ``model``."""
-        return Repair(copy_of(model), (), ())
+        """Return a copy of ``model``, in eval mode."""
+        row = {"stage": "none", "round": 1}
+        on_round(row)
+        return Repair(copy_of(model).eval(), (), (row,))

@@ -149,10 +149,15 @@ def _state(model: object, archive: Archive) -> dict[str, Tensor]:
             got=_kind(model) if model != {} else "an empty one",
             remedy=_SAVED if model is None else "Save model.state_dict() there, not the model.",
         )
-    found: dict[object, object] = {
-        name: archive.tensor(value) if isinstance(value, Stored) else value
-        for name, value in model.items()
-    }
+    found = {}
+    for name, value in model.items():
+        if not (isinstance(name, str) and isinstance(value, Stored)):
+            raise ModelError(
+                f"plain tensors by name under 'model' in {archive.path}",
+                got=f"{_text(name) or _kind(name)}: {_kind(value)}",
+                remedy="Save model.state_dict() there, as floats on a processor.",
+            )
+        found[name] = archive.tensor(value)
     return named_tensors(found, archive.path, archive.max_bytes)
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from excise.leaderboard.published import Beside, beside
 from excise.leaderboard.ranking import MEASURES, Figure, Ranking, Standing
 from excise.leaderboard.runs import Runs
-from excise.reports.formats import clean, duration, percent, value_text
+from excise.reports.formats import clean, percent, value_text
 
 __all__ = [
     "csv_table",
@@ -34,18 +34,18 @@ _REFERENCES = {"before": "before repair", "floor": "clean twin"}
 
 def terminal(ranking: Ranking, runs: Runs) -> Group:
     """Return the ranking for a terminal: value, interval and worst cell on three lines."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for i, name in enumerate(_header(ranking)):
-        name_column = i == 1
-        table.add_column(
-            name,
-            justify="left" if name_column else "right",
-            overflow="fold",
-            min_width=len(_REFERENCES["before"]) if name_column else None,
-        )
+        if i == 1:
+            wide = len(_REFERENCES["before"])
+            table.add_column(name, justify="left", overflow="fold", min_width=wide)
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     for line in _lines(ranking):
-        table.add_row(*(Text(cell) for cell in line))
-    said = [Text(line) for line in plain_sentences(ranking, runs)]
+        # So short that the whole table fits 80 columns.
+        table.add_row(*(Text(cell.replace("worst ", "").replace(" of ", "/")) for cell in line))
+    said = [Text("In a column: mean, 95 % interval, worst cell.")]
+    said += [Text(line) for line in plain_sentences(ranking, runs)]
     reported = len(beside(runs))
     if reported:
         said.append(
@@ -201,8 +201,12 @@ def _line(s: Standing, ranking: Ranking) -> list[str]:
         *figures,
         "—" if s.kept is None else f"{s.kept:.0%}",
         runs,
-        "—" if seconds is None else duration(seconds.mean).replace(" s", ""),
+        "—" if seconds is None else _seconds(seconds.mean),
     ]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}"
 
 
 def _figure(figure: Figure | None) -> str:
