@@ -25,7 +25,7 @@ def network(classes=10, seed=0):
 
 
 def state_of_images(count, poisoned, *, labels=None, inline=False):
-    """What the peer keeps of a data set: which images are poisoned, and where their pictures lie."""
+    """What the peer keeps of a data set: which images are poisoned, and their pictures' places."""
     indicator = np.zeros(count)
     indicator[list(poisoned)] = 1
     labels = labels or {i: (np.int64(3), i % 10) for i in poisoned}

@@ -129,8 +129,9 @@ def test_what_cannot_be_taken_over_is_named(tmp_path):
 
 def test_the_first_version_of_the_format(tmp_path):
     train = {"x": torch.rand(2, 3, 4, 4), "y": torch.zeros(2), "original_index": np.array([9, 4])}
-    path = saved(tmp_path / "a.pt", result(network().body.state_dict(), bd_train=train,
-                                           bd_test={"x": torch.rand(1), "y": torch.rand(1)}))  # fmt: skip
+    test = {"x": torch.rand(1), "y": torch.rand(1)}
+    content = result(network().body.state_dict(), bd_train=train, bd_test=test)
+    path = saved(tmp_path / "a.pt", content)
     victim, card = taken(path, tmp_path / "b")
     assert victim.poison_index.tolist() == [4, 9]
     assert card["imported"]["rule"] is None

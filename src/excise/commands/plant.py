@@ -12,10 +12,12 @@ from excise.commands.options import check_free, device_named, flags, preset, pri
 from excise.console import Story
 from excise.data import load_data
 from excise.errors import SpecError, nearest
+from excise.experiments.logging import open_log
 from excise.experiments.plant import Planting, plant
 from excise.models import load_model
 from excise.registry import build
 from excise.training import Recipe
+from excise.types import Row
 
 __all__ = ["run"]
 
@@ -55,6 +57,8 @@ class Plant:
     train it as the clean twin is trained."""
     half: bool = False
     """Store weights in half precision."""
+    log: str | None = None
+    """Also log the loss of every epoch: tensorboard:DIR or mlflow:URI (docs/sweeps.md)."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda, cuda:1."""
     overwrite: bool = False
@@ -83,7 +87,7 @@ def run(arguments: list[str]) -> int:
     check_free(asked.out, asked.overwrite)
     device = device_named(asked.device)
     share = asked.victim_images
-    with Story() as story:
+    with Story() as story, open_log(asked.log, story.stage) as log:
         story.stage(f"reading {asked.data}")
         data = load_data(asked.data, root=asked.data_root, size=asked.image_size)
         planting = Planting(
@@ -94,15 +98,21 @@ def run(arguments: list[str]) -> int:
             victim_images=int(share) if share > 1 else share,
         )
         story.stage(f"planting {asked.attack} in {asked.model}")
+
+        def follow(row: Row) -> None:
+            story.round(row)
+            log.round(asked.out.name, row)
+
         card = plant(
             planting,
             data,
             asked.out,
             device=device,
             half=asked.half,
-            on_round=story.round,
+            on_round=follow,
             surrogate=load_model(asked.surrogate).to(device) if asked.surrogate else None,
         )
+        log.finished(asked.out.name, card["made"], card)
     if asked.json:
         print_json(card)
         return 0

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from excise.commands.options import flags
 from excise.errors import SpecError
 from excise.experiments.engines.local import Engine, Event, Inline, Local
 from excise.experiments.grid import read_grid
+from excise.experiments.logging import Log, open_log
 from excise.experiments.store import Store
 from excise.experiments.sweep import Plan, plan_sweep, run_sweep
 
@@ -60,6 +61,8 @@ class Sweep:
     """Where to work: auto, cpu, cuda, cuda:1."""
     retry_failed: bool = False
     """Try runs again that failed before."""
+    log: str | None = None
+    """Also log every run as it finishes: tensorboard:DIR or mlflow:URI (docs/sweeps.md)."""
     json: bool = False
     """Print the plan and the outcome as JSON."""
 
@@ -81,9 +84,12 @@ def run(arguments: list[str]) -> int:
     # A scheduler's way to end a job (SLURM, systemd) is treated like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
-    with _Progress(console, plan, workers) as progress:
+    with (
+        _Progress(console, plan, workers) as progress,
+        open_log(asked.log, progress.note) as log,
+    ):
         try:
-            finished, failed = run_sweep(plan, store, engine, progress.show)
+            finished, failed = run_sweep(plan, store, engine, _both(progress, log))
         except KeyboardInterrupt:
             progress.note(
                 f"stopped; {plan.done + progress.finished} of {plan.runs} runs are done and kept. "
@@ -102,6 +108,18 @@ def run(arguments: list[str]) -> int:
         if failed:
             print("What failed and why stands in the records; --retry-failed tries again.")
     return 1 if failed else 0
+
+
+def _both(progress: _Progress, log: Log) -> Callable[[Event], None]:
+    """Return what takes up an event: shown, and logged if it is a finished run."""
+
+    def take(event: Event) -> None:
+        progress.show(event)
+        if event.task.kind == "run" and event.kind == "done":
+            run = f"{event.task.words} · {event.task.key[:8]}"
+            log.finished(run, event.task.spec, event.result)
+
+    return take
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -475,7 +475,7 @@ def _make(maker: object, args: object) -> object:
             # Protocol 2 has no bytes of its own: they are a text to be encoded.
             case "_codecs.encode", (str() as text, "latin1"):
                 return text.encode("latin-1")
-            case ("__builtin__.bytes" | "builtins.bytes"), ():
+            case (("__builtin__.bytes" | "builtins.bytes"), ()):
                 return b""
             case "torch.Size", (tuple() as size,):
                 return size
