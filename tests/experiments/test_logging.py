@@ -132,7 +132,7 @@ def read_events(folder):
     }
     raw = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     started = plugin_data_pb2.HParamsPluginData.FromString(raw).session_start_info
-    return scalars, {name: value for name, value in started.hparams.items()}
+    return scalars, dict(started.hparams.items())
 
 
 def test_tensorboard_for_real(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 from excise.models import copy_of
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.types import DefenderData, OnRound, Repair, ignore_round
+from excise.types import DefenderData, OnRound, Repair, Row, ignore_round
 
 __all__ = ["NoDefense"]
 
@@ -21,6 +21,6 @@ class NoDefense:
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
     ) -> Repair:
         """Return a copy of ``model``, in eval mode."""
-        row = {"stage": "none", "round": 1}
+        row: Row = {"stage": "none", "round": 1}
         on_round(row)
         return Repair(copy_of(model).eval(), (), (row,))
