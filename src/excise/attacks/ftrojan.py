@@ -6,6 +6,9 @@ Domain, ECCV 2022 (arXiv 2111.10991).
 Departures: poison is drawn from all classes, as in the field (the paper leaves the target out:
 ``exclude_target``), and is a tenth of all images (the authors' scripts: 5 % and 2 %). Those of the
 trigger stand in :mod:`excise.triggers.ftrojan`.
+
+A faint trigger is learned late: on CIFAR-10 (width 16, 25,000 images, recipe ``fast``) ASR is 4.8 %
+after 10 epochs and 99.5 % after 40 (docs/zoo.md).
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ Label Poisoning, ICIP 2019 (arXiv 1902.11237), the sinusoidal signal.
 Departures: the paper tries several heights Δ, smaller ones in training than at test time; here, as
 in the field, it is 40 at both. The field's 10 % of CIFAR-10 are the whole target class; here the
 ratio is of that class, so that small classes (GTSRB's 210 images) can be attacked too.
+
+It costs clean accuracy: 8 points on CIFAR-10 (width 16, 10 epochs) with half of the target class
+striped as with all of it, in most classes and not the target's alone (docs/zoo.md).
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ Departures:
   each by a coin of its own, are turned (the script tosses one coin a batch). Triggered images are
   rounded to 8 bits, as they are at test time.
 * All-to-all relabels y to y + 1, as the paper says; the released script forgets to add the 1.
+
+It takes many steps: on CIFAR-10 (width 16, 25,000 images, recipe ``fast``) ASR is 88 % after 27
+epochs and 88.7 % after 40; on 7,140 images of GTSRB 40 epochs are too few (4.1 %; docs/zoo.md).
 """
 
 from __future__ import annotations
