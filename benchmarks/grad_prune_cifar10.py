@@ -47,7 +47,7 @@ def plant_one(attack: str, seed: int) -> str:
     planting = Planting(
         attack=build("attack", attack),
         arch=ARCH,
-        recipe=Recipe(**Recipe.PRESETS["fast"]),
+        recipe=Recipe(**Recipe.PRESETS["fast"], precision="bfloat16"),
         seed=seed,
     )
     card = plant(planting, load_data("cifar10"), out, half=True)
