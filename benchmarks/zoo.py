@@ -100,7 +100,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "bits": 8,
         "width": 8,
         "encoder_epochs": 4,
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
         "image_weight": 2.0,
         "image_wait": 0,
         "image_ramp": 200,

@@ -28,6 +28,8 @@ __all__ = [
     "Backdoor",
     "DefenderData",
     "Defense",
+    "Detector",
+    "Diagnosis",
     "Edit",
     "Edits",
     "Evidence",
@@ -334,15 +336,18 @@ class Edit:
     """One change made to a network for good.
 
     Args:
-        kind: what was done; ``"silence"`` is the only kind so far.
-        layer: qualified name of the convolution.
-        index: which of its output filters, from 0.
+        kind: what was done (:mod:`excise.models.surgery`): ``"silence"`` a filter of a
+            convolution, ``"scale"`` (γ) or ``"mute"`` (γ and β) a channel of a batch norm,
+            ``"feature"``, an input of a linear layer; ``"clamp"`` or ``"plug"``, something added
+            to a layer (:mod:`excise.models.additions`).
+        layer: qualified name of the layer.
+        index: which filter, channel or input, from 0; None for what concerns the whole layer.
         round: the round of the method in which it happened, from 1.
     """
 
     kind: str
     layer: str
-    index: int
+    index: int | None
     round: int
 
 
@@ -389,6 +394,40 @@ class Defense(Protocol):
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
     ) -> Repair:
         """Return the repaired network and the story of what was done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a :class:`Detector` says of a network.
+
+    Args:
+        backdoored: whether it raises an alarm.
+        statistic: the number it decides by; larger is more suspicious.
+        threshold: alarm from here on.
+        targets: the classes it suspects, the most suspicious first; empty without an alarm.
+        per_class: for each class how suspicious it is, in the method's own unit.
+        notes: what a reader should know of how it went, and what it cannot see.
+        seconds: wall-clock time of each stage.
+    """
+
+    backdoored: bool
+    statistic: float
+    threshold: float
+    targets: tuple[int, ...]
+    per_class: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Says of a network whether it is backdoored, from the defender's images."""
+
+    def scan(
+        self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
+    ) -> Diagnosis:
+        """Return the diagnosis; the network comes back as it was given."""
         ...
 
 

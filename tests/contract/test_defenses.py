@@ -1,33 +1,11 @@
 """Every defense of the registry keeps the contract; a new row is held to it without a new test."""
 
 import pytest
+from tests.contract.settings import DEFENSES, Settings, built
 
 from excise import registry
-from excise.inversion import Oracle
 from excise.seeding import Rng
 from excise.testing import DefenseContract
-
-# Settings with which a defense finishes in about a second on 90 digits, and still cuts something.
-QUICK = {
-    "none": {},
-    "grad-prune": {"max_accuracy_drop": 1.0, "patience": 3, "max_tune_epochs": 2},
-}
-# Settings with which a user of 50 images a class would run it, where they are not the defaults.
-# Grad-Prune: those of `excise demo`. The published threshold and rate suit 100 images a class: here
-# pruning ends with its first or second filter, and most backdoors stay.
-FULL = {
-    "grad-prune": {"max_accuracy_drop": 0.3, "learning_rate": 0.01},
-}
-# Defenses that use every image to learn from, or that need no convolution.
-WITHOUT_VALIDATION = {"none"}
-WITHOUT_CONVOLUTION = {"none"}
-
-
-def built(row, planted, fields):
-    """Build the defense of a row; its inverter, if it takes one, is told the trigger."""
-    names = {field["name"] for field in row.fields()}
-    told = {"inverter": Oracle(planted.backdoor.trigger)} if "inverter" in names else {}
-    return registry.build("defense", row.name, told | fields)
 
 
 class TestDefenses(DefenseContract):
@@ -36,36 +14,49 @@ class TestDefenses(DefenseContract):
         return request.param
 
     @pytest.fixture
-    def method(self, row, planted):
-        if row.name not in QUICK:
-            pytest.fail(f"{row.name} is new: give it quick settings in QUICK, {__name__}")
-        return built(row, planted, QUICK[row.name])
+    def settings(self, row) -> Settings:
+        if row.name not in DEFENSES:
+            pytest.fail(f"{row.name} is new: give it an entry in tests/contract/settings.py")
+        return DEFENSES[row.name]
 
     @pytest.fixture
-    def full(self, row, planted):
-        return built(row, planted, FULL.get(row.name, {}))
+    def method(self, row, settings, planted):
+        return built(row.name, planted.backdoor.trigger, settings.quick)
 
     @pytest.fixture
-    def needs_validation(self, row):
-        return row.name not in WITHOUT_VALIDATION
+    def full(self, row, settings, planted):
+        return built(row.name, planted.backdoor.trigger, settings.full)
 
     @pytest.fixture
-    def needs_convolution(self, row):
-        return row.name not in WITHOUT_CONVOLUTION
+    def without_tuning(self, row, settings, planted):
+        if settings.untuned is None:
+            return None
+        fields = {**settings.quick, **settings.untuned}
+        return built(row.name, planted.backdoor.trigger, fields)
+
+    @pytest.fixture
+    def needs_validation(self, settings):
+        return settings.validation
+
+    @pytest.fixture
+    def needs_convolution(self, settings):
+        return settings.convolution
+
+    @pytest.fixture
+    def needs_batch_norm(self, settings):
+        return settings.batch_norm
 
     @pytest.fixture
     def lowers_asr(self, row):
         return row.lowers_asr
 
 
-@pytest.mark.parametrize("name", ["grad-prune"])
+@pytest.mark.parametrize("name", [n for n, s in DEFENSES.items() if s.untuned is not None])
 def test_the_quick_settings_still_cut_something(name, planted):
-    method = built(registry.find("defense", name), planted, QUICK[name])
+    method = built(name, planted.backdoor.trigger, DEFENSES[name].quick)
     assert method.repair(planted.network(), planted.data, Rng(3)).edits
 
 
 @pytest.mark.fast
-def test_the_tables_name_rows_that_exist():
-    known = {row.name for row in registry.rows("defense")}
-    assert known == set(QUICK)
-    assert known >= {*FULL, *WITHOUT_VALIDATION, *WITHOUT_CONVOLUTION}
+def test_the_settings_are_of_rows_that_exist():
+    assert {row.name for row in registry.rows("defense")} == set(DEFENSES)

@@ -8,16 +8,18 @@ import copy
 
 import pytest
 import torch
+from tests.contract.settings import DEFENSES, built
 
 from excise import registry
-from excise.inversion import Oracle
+from excise.errors import ModelError
 from excise.models import (
+    additions,
     apply_edits,
     build_model,
     load_bundle,
-    own_tensors,
     save_bundle,
     trace,
+    zeroed,
 )
 from excise.seeding import Rng
 from excise.testing import (
@@ -31,36 +33,39 @@ from excise.testing import (
 from excise.triggers import Patch
 from excise.types import DefenderData, Edit, LabelledImages
 
-# Two steps of each stage, and no stop before them.
-STEPS = {
-    "none": {},
-    "grad-prune": {"max_accuracy_drop": 1.0, "patience": 1, "tune_patience": 1,
-                   "max_tune_epochs": 1},
-}  # fmt: skip
 ARCHS = [
-    "excise:preactresnet18,width=4",
+    # Not narrower: on processors without AVX-512, torch 2.14 writes beyond its memory in the backward
+    # pass of a strided 1×1 convolution of fewer than 8 channels in channels-last order.
+    "excise:preactresnet18,width=8",
     "excise:vgg19_bn,width=4",
     "torchvision:resnet18",
     "torchvision:mobilenet_v3_large",
     "torchvision:efficientnet_b3",
+    "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,depth=2,embed_dim=24",
 ]
 TRIGGER = Patch(torch.ones(3, 3, 3), torch.ones(3, 3, dtype=torch.bool), -3, -3)
 
 
 @pytest.fixture(params=ARCHS)
-def network(request):
-    return build_model(request.param, classes=3, input_size=(32, 32), rng=Rng(0))
+def arch(request):
+    return request.param
+
+
+@pytest.fixture
+def network(arch):
+    return build_model(arch, classes=3, input_size=(32, 32), rng=Rng(0))
 
 
 @pytest.fixture(params=registry.rows("defense"), ids=lambda row: row.name)
-def method(request):
-    row = request.param
-    if row.name not in STEPS:
-        pytest.fail(f"{row.name} is new: give it settings of two steps in STEPS, {__name__}")
-    told = {}
-    if "inverter" in {field["name"] for field in row.fields()}:
-        told["inverter"] = Oracle(TRIGGER)
-    return registry.build("defense", row.name, told | STEPS[row.name])
+def name(request):
+    if request.param.name not in DEFENSES:
+        pytest.fail(f"{request.param.name} is new: give it an entry in tests/contract/settings.py")
+    return request.param.name
+
+
+@pytest.fixture
+def method(name):
+    return built(name, TRIGGER, DEFENSES[name].steps)
 
 
 @pytest.fixture(scope="module")
@@ -80,34 +85,44 @@ def saved_and_loaded(model, directory, data):
         assert torch.equal(loaded(data.train.images), model(data.train.images))
 
 
-def test_two_steps(network, method, data, tmp_path):
+def plain(named):
+    """Type and shape of every tensor, under the name it had before something was added."""
+    return {name.replace(".inner.", "."): (t.dtype, t.shape) for name, t in named}
+
+
+def test_two_steps(arch, network, name, method, data, tmp_path):
     before = Snapshot(network)
+    if arch in DEFENSES[name].refuses:
+        with (
+            nothing_global_changes(),
+            pytest.raises(ModelError, match=DEFENSES[name].refuses[arch]),
+        ):
+            method.repair(network, data, Rng(5))
+        assert before.changes() == []
+        return
     rows = []
     with nothing_global_changes():
         result = method.repair(network, data, Rng(5), on_round=rows.append)
     assert before.changes() == []
     assert {row["stage"] for row in rows} == {row["stage"] for row in result.history}
     assert shared_storage(network, result.model) == []
-    assert [(p.dtype, p.shape) for p in network.parameters()] == [
-        (p.dtype, p.shape) for p in result.model.parameters()
-    ]
+    given, repaired = (plain(net.named_parameters()) for net in (network, result.model))
+    assert given.items() <= repaired.items()
+    assert bool(repaired.keys() - given.keys()) <= bool(additions(result.model))
     saved_and_loaded(result.model, tmp_path / "repaired", data)
 
     # On noise no cut need be an improvement, so that none may be left: each that was tried can be
     # made again, and the network that is left goes to disk and back too.
     cuts = tuple(
-        Edit("silence", row["layer"], row["index"], row["round"])
+        Edit(row.get("kind", "silence"), row["layer"], row["index"], row["round"])
         for row in result.history
-        if row["stage"] == "prune"
-    )
-    assert set(result.edits) <= set(cuts)
+        if row["stage"] == "prune" and "layer" in row
+    ) or tuple(edit for edit in result.edits if edit.index is not None)
+    assert {e for e in result.edits if e.index is not None} <= set(cuts)
     units = trace(network, data.train.images)
     pruned = copy.deepcopy(network).eval()
     apply_edits(pruned, cuts, units)
-    assert bool(differences(network, pruned)) == bool(cuts)
-    for unit in units:
-        for index in (cut.index for cut in cuts if cut.layer == unit.layer):
-            assert not any(tensor[index].any() for tensor in own_tensors(pruned, unit))
+    assert not any(t.index_select(d, i).any() for t, d, i in zeroed(pruned, cuts, units))
     saved_and_loaded(pruned, tmp_path / "pruned", data)
 
     # Stopped in the middle, it leaves no trace either.

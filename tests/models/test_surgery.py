@@ -204,8 +204,10 @@ def test_messages_of_wrong_units_and_edits(model, units):
         silence(model, Unit("body.features.0", 9, None, False), 0)
     with pytest.raises(ModelError, match=r"one unit for every filter, got 1 units and 2 filters"):
         silence(model, [units[0]], [0, 1])
-    with pytest.raises(ModelError, match=r"edits of kind 'silence', got 'clamp'. These edits were"):
-        apply_edits(model, (Edit("clamp", units[0].layer, 0, 1),), units)
+    with pytest.raises(
+        ModelError, match=r"edits of the kinds silence, .*, got 'warp'. These edits"
+    ):
+        apply_edits(model, (Edit("warp", units[0].layer, 0, 1),), units)
     with pytest.raises(ModelError, match=r"got 'body.features.00'. Did you mean 'body.features.0'"):
         apply_edits(model, (Edit("silence", "body.features.00", 0, 1),), units)
 

@@ -7,6 +7,7 @@ are test images looked at, and the pruning curve is replayed from what the defen
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -210,41 +211,74 @@ def _rebuilt(question: Question, edits: tuple[Edit, ...]) -> nn.Module:
     return model
 
 
+#: Rounds of a long pruning that its curve shows.
+_CURVE_POINTS = 60
+
+
 def _curve(question: Question, repair: Repair, images: LabelledImages) -> list[dict[str, Any]]:
-    """Replay every pruning round on some test images, the undone rounds too."""
-    rounds = [row for row in repair.history if row.get("stage") == "prune"]
+    """Replay every pruning round on some test images, the undone rounds too.
+
+    A long pruning is shown by at most ``_CURVE_POINTS`` of its rounds, evenly spaced.
+    """
+    rounds = _rounds(repair)
     if not rounds or question.curve_images <= 0:
         return []
+    shown = {*range(0, len(rounds) + 1, math.ceil(len(rounds) / _CURVE_POINTS)), len(rounds)}
     step = max(1, len(images) // question.curve_images)
     some = images.subset(torch.arange(0, len(images), step))
     model = copy.deepcopy(question.model)
     units = trace(model, question.data.train.floats()[:2])
+    kept = {edit.round for edit in repair.edits}
     curve = []
     for number in range(len(rounds) + 1):
-        layer, index = None, None
-        if number:
-            layer, index = str(rounds[number - 1]["layer"]), int(rounds[number - 1]["index"])
-            apply_edits(model, (Edit("silence", layer, index, number),), units)
+        made = rounds[number - 1] if number else ()
+        apply_edits(model, made, units)
+        if number not in shown:
+            continue
         measured = question.measure(model, some)
+        one = made[0] if len(made) == 1 else None
         curve.append({
             "round": number,
-            "layer": layer,
-            "index": index,
+            "layer": one.layer if one else None,
+            "index": one.index if one else None,
             "acc": measured.acc.value,
             "asr": measured.asr.value if measured.asr else None,
             "ra": measured.ra.value if measured.ra else None,
-            "kept": number <= len(repair.edits),
+            "kept": not number or made[0].round in kept,
             "n": len(some),
         })  # fmt: skip
     return curve
 
 
-def _filter_map(question: Question, repair: Repair) -> list[dict[str, Any]]:
-    """Return every convolution, first to last, and which of its filters were cut."""
-    units = trace(question.model, question.data.train.floats()[:2])
-    cut: dict[str, list[int]] = {unit.layer: [] for unit in units}
+def _rounds(repair: Repair) -> list[tuple[Edit, ...]]:
+    """Return what each pruning round cut, kept or not; the edits alone where no row names them."""
+    rows = [row for row in repair.history if row.get("stage") == "prune" and "layer" in row]
+    if rows:
+        return [(_edit(row),) for row in rows]
+    by_round: dict[int, list[Edit]] = {}
     for edit in repair.edits:
-        cut[edit.layer].append(edit.index)
+        if edit.index is not None:
+            by_round.setdefault(edit.round, []).append(edit)
+    return [tuple(by_round[number]) for number in sorted(by_round)]
+
+
+def _edit(row: Mapping[str, Any]) -> Edit:
+    kind = str(row.get("kind", "silence"))
+    return Edit(kind, str(row["layer"]), int(row["index"]), int(row["round"]))
+
+
+def _filter_map(question: Question, repair: Repair) -> list[dict[str, Any]]:
+    """Return every convolution, first to last, and which of its filters were cut.
+
+    A channel of a batch norm that belongs to one convolution counts as that one's filter.
+    """
+    units = trace(question.model, question.data.train.floats()[:2])
+    filters = {unit.layer: unit.layer for unit in units}
+    filters |= {unit.owner: unit.layer for unit in units if unit.owner is not None}
+    cut: dict[str, set[int]] = {unit.layer: set() for unit in units}
+    for edit in repair.edits:
+        if edit.index is not None and edit.layer in filters and edit.kind != "feature":
+            cut[filters[edit.layer]].add(edit.index)
     return [
         {"layer": unit.layer, "filters": unit.filters, "cut": sorted(cut[unit.layer])}
         for unit in units

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from excise import files
 from excise.errors import ModelError, UnsafeFileError
+from excise.models.additions import add, additions, split_state
 from excise.models.checking import check_finite, shorten
 from excise.models.matching import assemble
 from excise.models.normalize import Network
@@ -42,6 +43,7 @@ class _Card(BaseModel):
     mean: list[Finite]
     std: list[Deviation]
     created_by: str
+    additions: Annotated[list[tuple[str, str]], Field(max_length=10_000)] = []
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> _Card:
@@ -109,7 +111,12 @@ def _facts(network: Network) -> dict[str, Any]:
         "mean": list(network.mean),
         "std": list(network.std),
         "created_by": f"excise {importlib.metadata.version('excise')}",
+        **({"additions": added} if (added := _additions(network)) else {}),
     }
+
+
+def _additions(network: Network) -> list[list[str]]:
+    return [[kind, layer] for kind, layer in additions(network.body)]
 
 
 def _stored(tensor: Tensor, half: bool) -> Tensor:
@@ -190,8 +197,13 @@ def load_bundle(
         UnsafeFileError: a file that would run code, or that is larger than allowed.
     """
     card = read_card(directory)
-    network = assemble(
+    given = [(kind, layer) for kind, layer in card.get("additions", [])]
+    state, added = split_state(
         read_weights(Path(directory) / WEIGHTS, max_bytes=max_bytes),
+        tuple(layer for _, layer in given),
+    )
+    network = assemble(
+        state,
         arch=arch if arch is not None else card["arch"],
         trusted=arch is not None,
         classes=classes if classes is not None else tuple(card["classes"]),
@@ -200,4 +212,33 @@ def load_bundle(
         mean=mean if mean is not None else card["mean"],
         std=std if std is not None else card["std"],
     )
+    _add_again(network, given, added)
     return network, card
+
+
+def _add_again(
+    network: Network, given: Sequence[tuple[str, str]], weights: Mapping[str, Tensor]
+) -> None:
+    """Add what the card names, with its weights."""
+    made: dict[str, Tensor] = {}
+    for kind, layer in given:
+        addition = add(network.body, kind, layer).eval()
+        made |= {
+            f"{layer}.{name}": tensor
+            for name, tensor in addition.state_dict().items()
+            if not name.startswith("inner.")
+        }
+    got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    if got != expected:
+        wrong = sorted(n for n in {**got, **expected} if got.get(n) != expected.get(n))
+        raise ModelError(
+            f"the weights of what the card says was added: {expected.get(wrong[0], 'none')} for "
+            f"{wrong[0]}",
+            got=str(got.get(wrong[0], "none")),
+            remedy="Fetch the bundle again.",
+        )
+    check_finite(weights.items())
+    with torch.no_grad():
+        for name, tensor in made.items():
+            tensor.copy_(weights[name])

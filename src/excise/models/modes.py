@@ -12,7 +12,7 @@ from torch import nn
 
 from excise.errors import ModelError
 
-__all__ = ["copy_of", "device_of", "dtype_of", "in_mode"]
+__all__ = ["copy_of", "device_of", "dtype_of", "finished", "in_mode", "working_copy"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,3 +61,28 @@ def copy_of(model: M) -> M:
             got=f"{type(error).__name__}: {str(error)[:200]}",
             remedy="Keep nothing in the module but parameters, buffers and plain values.",
         ) from error
+
+
+def working_copy(model: M) -> M:
+    """Return a copy to train or to take apart: eval mode, every parameter free, channels last.
+
+    Raises:
+        ModelError: the model holds something that cannot be copied.
+    """
+    copied = copy_of(model).eval().requires_grad_(True)
+    copied.zero_grad(set_to_none=True)
+    return copied.to(memory_format=torch.channels_last)
+
+
+def finished(worked: M, given: nn.Module) -> M:
+    """Return a working copy as a defense hands it back: eval mode, flags of the given network.
+
+    Args:
+        worked: from :func:`working_copy`; perhaps with additions, whose parameters stay free.
+        given: what it is a copy of.
+    """
+    frozen = {name for name, parameter in given.named_parameters() if not parameter.requires_grad}
+    for name, parameter in worked.named_parameters():
+        parameter.grad = None
+        parameter.requires_grad_(name.replace(".inner.", ".") not in frozen)
+    return worked.eval().to(memory_format=torch.contiguous_format)

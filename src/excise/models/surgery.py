@@ -1,7 +1,16 @@
-"""Silence filters, replay what was silenced, and keep it silent while the rest trains.
+"""Make edits, replay them, and keep what was silenced silent while the rest trains.
 
-A silenced filter is zero in its convolution's weight and bias and in γ and β of its owner batch
-norm, so that exactly nothing leaves the batch norm: with γ = 0 alone, β would.
+======== ========================= =========================================================
+silence  filter of a convolution   its weight and bias, and γ and β of its owner batch norm: 0
+mute     channel of a batch norm   γ and β: 0, so that nothing leaves it
+scale    channel of a batch norm   γ: 0; what leaves it is β
+feature  input of a linear layer   its column of the weights: 0
+clamp    a layer                   its channels get upper bounds (excise.models.additions)
+plug     a layer                   a 1×1 convolution and a batch norm before it (the same)
+======== ========================= =========================================================
+
+A silenced filter is zero in everything that belongs to it alone, so that exactly nothing leaves the
+batch norm: with γ = 0 alone, β would.
 """
 
 from __future__ import annotations
@@ -14,12 +23,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from excise.errors import ModelError, nearest
+from excise.models.additions import ADDITIONS, add
 from excise.models.tracing import Unit
-from excise.types import Edits
+from excise.types import Edit, Edits
 
-__all__ = ["Mask", "apply_edits", "own_tensors", "silence"]
+__all__ = ["Mask", "apply_edits", "own_tensors", "silence", "zeroed"]
 
 Filters = int | Sequence[int] | Tensor
+
+#: For edits of channels: the dimension that counts them, and what of the layer they zero.
+_CHANNELS = {
+    "scale": (0, ("weight",)),
+    "mute": (0, ("weight", "bias")),
+    "feature": (1, ("weight",)),
+}
 
 
 def own_tensors(model: nn.Module, unit: Unit) -> tuple[nn.Parameter, ...]:
@@ -58,24 +75,99 @@ def silence(model: nn.Module, units: Unit | Sequence[Unit], filters: Filters) ->
         ModelError: the model has no such layer or the layer no such filter. Then nothing has
             been changed.
     """
-    for tensor, index in _touched(model, _by_unit(units, filters)):
-        tensor.index_fill_(0, index, 0)
+    for tensor, dim, index in _touched(model, _by_unit(units, filters)):
+        tensor.index_fill_(dim, index, 0)
 
 
 @torch.no_grad()
 def apply_edits(model: nn.Module, edits: Edits, units: Iterable[Unit]) -> None:
     """Replay edits on a model, in place.
 
+    Additions (clamps, plugs) come as they are when fresh: their weights are part of the repaired
+    network's own.
+
     Args:
         model: the unrepaired model, or a copy of it.
-        edits: what a defense did; their order does not matter for silencing.
+        edits: what a defense did; their order does not matter.
         units: the units of that model, from :func:`excise.models.trace`.
 
     Raises:
         ModelError: an edit of an unknown kind, layer or filter. Then nothing has been changed.
     """
-    for tensor, index in _touched(model, _from_edits(edits, units)):
-        tensor.index_fill_(0, index, 0)
+    for tensor, dim, index in zeroed(model, edits, units):
+        tensor.index_fill_(dim, index, 0)
+    for edit in edits:
+        if edit.kind in ADDITIONS:
+            add(model, edit.kind, edit.layer)
+
+
+def zeroed(
+    model: nn.Module, edits: Edits, units: Iterable[Unit]
+) -> list[tuple[nn.Parameter, int, Tensor]]:
+    """Return what edits set to zero: each parameter, the dimension, and the indices along it.
+
+    Args:
+        model: the model that the edits name layers of.
+        edits: of any kind; additions zero nothing.
+        units: the units of that model.
+
+    Raises:
+        ModelError: as :func:`apply_edits`.
+    """
+    known = {unit.layer: unit for unit in units}
+    filters: dict[Unit, list[int]] = {}
+    channels: dict[tuple[str, str], list[int]] = {}
+    for edit in edits:
+        if edit.kind == "silence":
+            if edit.layer not in known:
+                raise ModelError(
+                    "edits of layers the model has",
+                    got=repr(edit.layer),
+                    remedy=nearest(edit.layer, known),
+                )
+            filters.setdefault(known[edit.layer], []).append(_number(edit))
+        elif edit.kind in _CHANNELS:
+            channels.setdefault((edit.kind, edit.layer), []).append(_number(edit))
+        elif edit.kind not in ADDITIONS:
+            raise ModelError(
+                f"edits of the kinds silence, {', '.join((*_CHANNELS, *ADDITIONS))}",
+                got=repr(edit.kind),
+                remedy="These edits were written by a newer Excise: update it.",
+            )
+    touched = _touched(model, filters)
+    for (kind, layer), numbers in channels.items():
+        dim, names = _CHANNELS[kind]
+        module = _module(model, layer)
+        own = dict(module.named_parameters(recurse=False))
+        found = [own[name] for name in names if name in own]
+        if not found or found[0].ndim != dim + 1 or len(own["weight"].shape) != dim + 1:
+            raise ModelError(
+                f"a layer whose {'inputs' if dim else 'channels'} can be edited ({kind})",
+                got=f"{layer}, a {type(module).__name__}",
+                remedy="Use the edits of this very model.",
+            )
+        _check_range(layer, numbers, found[0].shape[dim])
+        index = torch.tensor(numbers, device=found[0].device)
+        touched += [(tensor, dim, index) for tensor in found]
+    return touched
+
+
+def _number(edit: Edit) -> int:
+    if edit.index is None:
+        raise ModelError(
+            f"the index of an edit of kind {edit.kind}", got="none", remedy="Say which channel."
+        )
+    return edit.index
+
+
+def _check_range(layer: str, numbers: Iterable[int], count: int) -> None:
+    wrong = [number for number in numbers if not 0 <= number < count]
+    if wrong:
+        raise ModelError(
+            f"filters from 0 to {count - 1} of {layer}",
+            got=str(wrong[0]),
+            remedy="Filters are counted from 0.",
+        )
 
 
 class Mask:
@@ -95,10 +187,11 @@ class Mask:
 
     def __init__(self, model: nn.Module, edits: Edits, units: Iterable[Unit]) -> None:
         self._silent: list[tuple[Tensor, Tensor]] = []
-        for tensor, index in _touched(model, _from_edits(edits, units)):
-            silent = torch.zeros(len(tensor), dtype=torch.bool, device=tensor.device)
+        for tensor, dim, index in zeroed(model, edits, units):
+            silent = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
             silent[index] = True
-            self._silent.append((tensor, silent.view(-1, *(1,) * (tensor.ndim - 1))))
+            shape = [-1 if axis == dim else 1 for axis in range(tensor.ndim)]
+            self._silent.append((tensor, silent.view(shape)))
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -147,37 +240,13 @@ def _by_unit(units: Unit | Sequence[Unit], filters: Filters) -> dict[Unit, list[
     return wanted
 
 
-def _from_edits(edits: Edits, units: Iterable[Unit]) -> dict[Unit, list[int]]:
-    known = {unit.layer: unit for unit in units}
-    wanted: dict[Unit, list[int]] = {}
-    for edit in edits:
-        if edit.kind != "silence":
-            raise ModelError(
-                "edits of kind 'silence'",
-                got=repr(edit.kind),
-                remedy="These edits were written by a newer Excise: update it.",
-            )
-        if edit.layer not in known:
-            raise ModelError(
-                "edits of layers the model has",
-                got=repr(edit.layer),
-                remedy=nearest(edit.layer, known),
-            )
-        wanted.setdefault(known[edit.layer], []).append(edit.index)
-    return wanted
-
-
-def _touched(model: nn.Module, wanted: dict[Unit, list[int]]) -> list[tuple[Tensor, Tensor]]:
+def _touched(
+    model: nn.Module, wanted: dict[Unit, list[int]]
+) -> list[tuple[nn.Parameter, int, Tensor]]:
     """Return each tensor to change with the indices to silence; everything is checked first."""
-    touched: list[tuple[Tensor, Tensor]] = []
+    touched: list[tuple[nn.Parameter, int, Tensor]] = []
     for unit, filters in wanted.items():
-        wrong = [number for number in filters if not 0 <= number < unit.filters]
-        if wrong:
-            raise ModelError(
-                f"filters from 0 to {unit.filters - 1} of {unit.layer}",
-                got=str(wrong[0]),
-                remedy="Filters are counted from 0.",
-            )
+        _check_range(unit.layer, filters, unit.filters)
         for tensor in own_tensors(model, unit):
             if len(tensor) != unit.filters:
                 raise ModelError(
@@ -185,5 +254,5 @@ def _touched(model: nn.Module, wanted: dict[Unit, list[int]]) -> list[tuple[Tens
                     got=f"{len(tensor)}",
                     remedy="Use the units of this very model: trace(model, images).",
                 )
-            touched.append((tensor, torch.tensor(filters, device=tensor.device)))
+            touched.append((tensor, 0, torch.tensor(filters, device=tensor.device)))
     return touched

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from excise.data import defender_data
 from excise.errors import DataError, ModelError
-from excise.models import apply_edits, own_tensors, trace
+from excise.models import additions, apply_edits, trace, zeroed
+from excise.models.additions import ADDITIONS
 from excise.seeding import Rng
 from excise.testing.guards import (
     Interruption,
@@ -28,6 +29,7 @@ from excise.testing.planted import (
     DropoutNet,
     Planted,
     linear_network,
+    plain_network,
     planted_digits,
     shared_folder,
 )
@@ -50,7 +52,8 @@ class DefenseContract:
     """What every defense promises. Override :meth:`method`; the rest is tests.
 
     Override also, where it applies: :meth:`full`, :meth:`without_tuning`,
-    :meth:`needs_validation`, :meth:`needs_convolution`, :meth:`lowers_asr`.
+    :meth:`needs_validation`, :meth:`needs_convolution`, :meth:`needs_batch_norm`,
+    :meth:`lowers_asr`.
     """
 
     @pytest.fixture
@@ -86,6 +89,11 @@ class DefenseContract:
     def needs_convolution(self) -> bool:
         """Return whether the defense refuses a network without convolutions."""
         return True
+
+    @pytest.fixture
+    def needs_batch_norm(self) -> bool:
+        """Return whether the defense refuses a network without batch norm."""
+        return False
 
     @pytest.fixture
     def lowers_asr(self) -> bool | str:
@@ -130,15 +138,21 @@ class DefenseContract:
             assert before.changes() == []
 
     def test_what_it_returns_is_ready_and_its_own(self, method: Defense, planted: Planted) -> None:
-        """In eval mode, same layers and flags, no hooks and gradients; no tensor is shared."""
+        """In eval mode, same layers and flags, no hooks and gradients; no tensor is shared.
+
+        What was added to a layer, and its edits say so, may be there beside them.
+        """
         model = planted.network()
         result = repair(method, model, planted.data)
         repaired = result.model
         assert not any(module.training for module in repaired.modules())
         assert shared_storage(model, repaired) == []
         assert [name for name, p in repaired.named_parameters() if p.grad is not None] == []
-        assert _flags(repaired) == _flags(model)
-        assert _hooks(repaired) == _hooks(model)
+        assert _flags(model).items() <= _flags(repaired).items()
+        added = {(kind, layer) for kind, layer in additions(repaired)}
+        assert added == {(e.kind, e.layer) for e in result.edits if e.kind in ADDITIONS}
+        assert bool(_flags(repaired).keys() - _flags(model).keys()) <= bool(added)
+        assert all(number == 0 for number in _hooks(repaired))
         images = planted.test.subset(torch.arange(10)).floats()
         with torch.no_grad():
             assert repaired(images).shape == (10, planted.data.num_classes)
@@ -169,7 +183,7 @@ class DefenseContract:
         assert differences(plain.model, other.model) == []
         assert _story(plain) == _story(other)
         assert not any(module.training for module in other.model.modules())
-        assert _flags(other.model) == _flags(model)
+        assert _flags(model).items() <= _flags(other.model).items()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -181,12 +195,13 @@ class DefenseContract:
             pytest.skip("needs a GPU")
         model = planted.network().to(device, dtype)
         repaired = repair(method, model, planted.data.to(device)).model
-        for (name, old), new in zip(
-            {**dict(model.named_parameters()), **dict(model.named_buffers())}.items(),
-            (*repaired.parameters(), *repaired.buffers()),
-            strict=True,
-        ):
+        given, returned = _tensors(model), _tensors(repaired)
+        for name, old in given.items():
+            new = returned[name]
             assert (new.dtype, new.device, new.shape) == (old.dtype, old.device, old.shape), name
+        for name in returned.keys() - given.keys():
+            if returned[name].is_floating_point():
+                assert returned[name].dtype == dtype, name
 
     def test_its_edits_build_what_it_pruned(
         self, planted: Planted, without_tuning: Defense | None
@@ -203,12 +218,12 @@ class DefenseContract:
         assert loud(result, planted) == []
 
     def test_what_its_edits_name_is_silent(self, method: Defense, planted: Planted) -> None:
-        """Each edit names a filter of the network once, and it is silent in what comes back."""
+        """Each edit names what it changed once, and what it zeroed is zero in what comes back."""
         result = repair(method, planted.network(), planted.data)
-        named = [(edit.layer, edit.index) for edit in result.edits]
+        named = [(edit.kind, edit.layer, edit.index) for edit in result.edits]
         assert len(set(named)) == len(named)
         assert [edit.round for edit in result.edits] == sorted(e.round for e in result.edits)
-        assert all(edit.kind == "silence" and edit.round >= 1 for edit in result.edits)
+        assert all(edit.round >= 1 for edit in result.edits)
         assert loud(result, planted) == []
 
     def test_its_story_is_json(self, method: Defense, planted: Planted) -> None:
@@ -251,7 +266,20 @@ class DefenseContract:
         if not needs_convolution:
             repair(method, model, planted.data)
         else:
-            with pytest.raises(ModelError, match="expected a network with convolutions"):
+            with pytest.raises(ModelError, match=r"expected a network with \w+"):
+                repair(method, model, planted.data)
+        assert before.changes() == []
+
+    def test_without_batch_norm(
+        self, method: Defense, planted: Planted, needs_batch_norm: bool
+    ) -> None:
+        """A defense that works on batch norms says so when there are none."""
+        model = plain_network(planted.data.num_classes)
+        before = Snapshot(model)
+        if not needs_batch_norm:
+            repair(method, model, planted.data)
+        else:
+            with pytest.raises(ModelError, match="expected a network with batch norm"):
                 repair(method, model, planted.data)
         assert before.changes() == []
 
@@ -274,12 +302,12 @@ class DefenseContract:
 
 
 def loud(result: Repair, planted: Planted) -> list[str]:
-    """Return the edited filters that are not silent: some number of theirs is not zero."""
-    units = {u.layer: u for u in trace(planted.network(), planted.data.train.floats()[:1])}
+    """Return the edits that are not kept: some number that they zeroed is not zero."""
+    units = trace(planted.network(), planted.data.train.floats()[:1])
     return [
         str(edit)
         for edit in result.edits
-        if any(t[edit.index].any() for t in own_tensors(result.model, units[edit.layer]))
+        if any(t.index_select(d, i).any() for t, d, i in zeroed(result.model, (edit,), units))
     ]
 
 
@@ -334,14 +362,24 @@ def dropout_network(planted: Planted) -> nn.Module:
     return model.eval()
 
 
-def _flags(model: nn.Module) -> list[tuple[str, bool]]:
-    return [(name, p.requires_grad) for name, p in model.named_parameters()]
+def _flags(model: nn.Module) -> dict[str, bool]:
+    return {_plain(name): p.requires_grad for name, p in model.named_parameters()}
 
 
-def _hooks(model: nn.Module) -> list[tuple[str, str, int]]:
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {_plain(name): tensor for name, tensor in named}
+
+
+def _plain(name: str) -> str:
+    """Return a tensor's name as it was before something was added to its layer."""
+    return name.replace(".inner.", ".")
+
+
+def _hooks(model: nn.Module) -> list[int]:
     return [
-        (name, key, len(value))
-        for name, module in model.named_modules()
+        len(value)
+        for module in model.modules()
         for key, value in vars(module).items()
         if key.endswith("_hooks")
     ]

@@ -22,7 +22,15 @@ from excise.seeding import Rng
 from excise.training import Recipe
 from excise.types import Backdoor, DefenderData, LabelledImages
 
-__all__ = ["DropoutNet", "Planted", "linear_network", "once", "planted_digits", "shared_folder"]
+__all__ = [
+    "DropoutNet",
+    "Planted",
+    "linear_network",
+    "once",
+    "plain_network",
+    "planted_digits",
+    "shared_folder",
+]
 
 ARCH = "excise:preactresnet18,width=8"
 RECIPE = Recipe(epochs=20, batch_size=64, learning_rate=0.05, warmup_epochs=1)
@@ -156,3 +164,14 @@ class DropoutNet(nn.Module):
 def linear_network(pixels: int, num_classes: int) -> nn.Module:
     """Return a network without any convolution."""
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, num_classes))
+
+
+def plain_network(num_classes: int) -> nn.Module:
+    """Return a network with two convolutions and without batch norm, over 8 × 8 gray images."""
+    with Rng(0).scope("plain"):
+        layers = [
+            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+        ]  # fmt: skip
+    return nn.Sequential(*layers).eval()

@@ -1,0 +1,65 @@
+"""A network with some of its weights multiplied by masks, from outside: no copy, no hook, no fork.
+
+Masking a channel of a batch norm is masking its γ; masking what a convolution gives is masking the
+filter's weight and bias; masking every weight is the same with a mask of the weight's own shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from excise.types import Images
+
+__all__ = ["Masked", "channel_masks", "fold"]
+
+
+class Masked:
+    """Runs a network with masks on its weights; the network itself stays as it is.
+
+    Args:
+        model: the network, in whatever mode it is; its weights may need gradients or not.
+        masks: by the name of a parameter, what it is multiplied by: a tensor of its shape, or one
+            number for each entry of its first dimension, ``(channels,)``.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        self.model, self.masks = model, dict(masks)
+
+    def weights(self, masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the masked parameters; with ``masks`` instead of its own where they are given."""
+        return {
+            name: self.model.get_parameter(name) * _shaped(mask, self.model.get_parameter(name))
+            for name, mask in (self.masks if masks is None else masks).items()
+        }
+
+    def __call__(self, images: Images, masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the logits of the masked network."""
+        logits: Tensor = functional_call(self.model, self.weights(masks), (images,))
+        return logits
+
+
+def channel_masks(model: nn.Module, names: Iterable[str], value: float = 1.0) -> dict[str, Tensor]:
+    """Return for each named parameter a mask ``(channels,)`` of ``value`` that needs gradients."""
+    weights = {name: model.get_parameter(name).detach() for name in names}
+    return {
+        name: weight.new_full((len(weight),), value).requires_grad_()
+        for name, weight in weights.items()
+    }
+
+
+@torch.no_grad()
+def fold(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Multiply the masks into the weights of ``model``, in place: give a model of your own."""
+    for name, mask in masks.items():
+        parameter = model.get_parameter(name)
+        parameter.mul_(_shaped(mask, parameter))
+
+
+def _shaped(mask: Tensor, parameter: Tensor) -> Tensor:
+    if mask.ndim == parameter.ndim:
+        return mask
+    return mask.view(-1, *(1,) * (parameter.ndim - 1))
