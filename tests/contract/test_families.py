@@ -34,7 +34,7 @@ from excise.triggers import Patch
 from excise.types import DefenderData, Edit, LabelledImages
 
 ARCHS = [
-    # Not narrower: on processors without AVX-512, torch 2.14 writes beyond its memory in the backward
+    # Not narrower: without AVX-512, torch 2.14 writes beyond its memory in the backward
     # pass of a strided 1×1 convolution of fewer than 8 channels in channels-last order.
     "excise:preactresnet18,width=8",
     "excise:vgg19_bn,width=4",
