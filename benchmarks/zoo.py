@@ -122,7 +122,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def epochs(attack: str, usual: int) -> int:
     """Return how many epochs an attack needs to take."""
-    return {"ftrojan": 40, "wanet": 40, "input-aware": 20, "bpp": 40, "lira": 20}.get(attack, usual)
+    return {"ftrojan": 40, "wanet": 40, "input-aware": 20, "bpp": 40}.get(attack, usual)
 
 
 def victim(data: str, attack: str, passes: int, seed: int = 0) -> Cell:
