@@ -16,6 +16,7 @@ from excise.models import (
     own_tensors,
     silence,
     trace,
+    zeroed,
 )
 from excise.types import Edit
 
@@ -210,6 +211,50 @@ def test_messages_of_wrong_units_and_edits(model, units):
         apply_edits(model, (Edit("warp", units[0].layer, 0, 1),), units)
     with pytest.raises(ModelError, match=r"got 'body.features.00'. Did you mean 'body.features.0'"):
         apply_edits(model, (Edit("silence", "body.features.00", 0, 1),), units)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "dim", "zero"),
+    [
+        ("scale", "body.features.1", 0, ["weight"]),
+        ("mute", "body.features.1", 0, ["weight", "bias"]),
+        ("feature", "body.classifier", 1, ["weight"]),
+    ],
+)
+def test_edits_of_channels(model, units, kind, layer, dim, zero):
+    before = {name: t.clone() for name, t in model.named_parameters()}
+    done = (Edit(kind, layer, 1, 1), Edit(kind, layer, 0, 2))
+    apply_edits(model, done, units)
+    assert {name for name, t in model.named_parameters() if not torch.equal(t, before[name])} == {
+        f"{layer}.{name}" for name in zero
+    }
+    for name in zero:
+        rows = model.get_parameter(f"{layer}.{name}").detach().transpose(0, dim)
+        assert [i for i, row in enumerate(rows) if not row.any()] == [0, 1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mask = Mask(model, done, units)
+    with mask.held(optimizer):
+        one_step(model, optimizer)
+    assert not any(t.index_select(d, i).any() for t, d, i in zeroed(model, done, units))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Edit("mute", "body.features.1", 2, 1), "filters from 0 to 1 of body.features.1, got 2"),
+        (Edit("mute", "body.features.0", 0, 1), r"whose channels can be edited \(mute\), got body"),
+        (Edit("feature", "body.features.1", 0, 1), r"whose inputs can be edited \(feature\)"),
+        (Edit("scale", "body.features.2", 0, 1), "got body.features.2, a ReLU"),
+        (Edit("scale", "nowhere", 0, 1), "a layer of the model, got 'nowhere'"),
+        (Edit("scale", "body.features.1", None, 1), "the index of an edit of kind scale, got none"),
+        (Edit("silence", "body.features.0", None, 1), "the index of an edit of kind silence"),
+    ],
+)
+def test_edits_of_channels_that_are_not_there(model, units, edit, message):
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ModelError, match=message):
+        apply_edits(model, (Edit("silence", "body.features.0", 0, 1), edit), units)
+    assert changed(before, model.state_dict()) == {}
 
 
 def test_a_computed_weight_cannot_be_silenced():

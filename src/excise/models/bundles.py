@@ -30,6 +30,10 @@ Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Deviation = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
+#: Kind and layer of something that was added (:mod:`excise.models.additions`).
+_Addition = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
 class _Card(BaseModel):
     """What a card must say; it may say more."""
 
@@ -43,7 +47,7 @@ class _Card(BaseModel):
     mean: list[Finite]
     std: list[Deviation]
     created_by: str
-    additions: Annotated[list[tuple[str, str]], Field(max_length=10_000)] = []
+    additions: Annotated[list[_Addition], Field(max_length=10_000)] = []
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> _Card:
