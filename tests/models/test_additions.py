@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from excise.errors import ModelError
@@ -117,12 +118,11 @@ def test_a_card_that_names_other_additions(network, tmp_path, said, message):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ([["clamp", "features.1"]], r"what the card says was added: \(4,\) for features.1.bound"),
-        ([["clamp", "features.1"]] * 2, r"nothing was added yet"),
+        ([["clamp", "features.1"]], r"the tensors of excise:vgg19_bn"),
         ([["clamp", "nowhere"]], r"expected a layer of the model, got 'nowhere'"),
         ([["clamp", ""]], r"expected a layer of the model, got ''"),
         ([["clamp", "features.2"]], r"a layer with weights, got ReLU"),
-        ([["plug", "features"]], r"a layer that can take a plug"),
+        ([["plug", "features"]], r"the tensors of excise:vgg19_bn"),
     ],
 )
 def test_a_card_that_names_additions_without_weights(network, tmp_path, said, message):
@@ -130,6 +130,21 @@ def test_a_card_that_names_additions_without_weights(network, tmp_path, said, me
     path = tmp_path / "b" / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"additions": said}))
     with pytest.raises(ModelError, match=message):
+        load_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize("change", ["missing", "longer"])
+def test_weights_that_do_not_fit_what_was_added(network, tmp_path, change):
+    add(network, "clamp", "body.features.1")
+    save_bundle(tmp_path / "b", network, {})
+    path = tmp_path / "b" / "model.safetensors"
+    state = load_file(path)
+    bound = state.pop("features.1.bound")
+    if change == "longer":
+        state["features.1.bound"] = torch.cat([bound, bound])
+    save_file(state, path)
+    got = {"missing": "got none", "longer": r"got \(8,\)"}[change]
+    with pytest.raises(ModelError, match=rf"was added: \(4,\) for features.1.bound, {got}"):
         load_bundle(tmp_path / "b")
 
 
