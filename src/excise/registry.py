@@ -253,6 +253,11 @@ METHODS: tuple[Method, ...] = (
         "stable", "excise.defenses.grad_prune:GradPrune", lowers_asr=True,
     ),
     Method(
+        "defense", "sau", "unlearns adversarial examples shared with the backdoored network (SAU)",
+        "Wei, Zhang, Zha, Wu: Shared Adversarial Unlearning, NeurIPS 2023 (arXiv 2307.10562)",
+        "beta", "excise.defenses.sau:SAU", lowers_asr=True,
+    ),
+    Method(
         "inverter", "oracle", "is told the true trigger, as the paper assumes",
         "Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, DSN-W 2024 (arXiv 2405.03918)",
         "stable", "excise.inversion.oracle:Oracle",

@@ -53,6 +53,12 @@ DEFENSES: dict[str, Settings] = {
         validation=True,
         convolution=True,
     ),
+    # FULL: the published rate suits 64 wide networks and a thousand steps.
+    "sau": Settings(
+        quick={"rounds": 2, "steps": 2},
+        steps={"rounds": 2, "steps": 1},
+        full={"rounds": 5, "batch_size": 64, "learning_rate": 1e-3},
+    ),
 }  # fmt: skip
 
 

@@ -2,5 +2,6 @@
 
 from excise.defenses.grad_prune import GradPrune
 from excise.defenses.none import NoDefense
+from excise.defenses.sau import SAU
 
-__all__ = ["GradPrune", "NoDefense"]
+__all__ = ["SAU", "GradPrune", "NoDefense"]
