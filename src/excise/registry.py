@@ -78,6 +78,14 @@ class Method:
         module, _, attribute = self.target.partition(":")
         return getattr(importlib.import_module(module), attribute)
 
+    def presets(self) -> dict[str, Mapping[str, Any]]:
+        """Return the method's named settings.
+
+        A defense's defaults are the published ones, whether or not it has other presets.
+        """
+        own: Mapping[str, Mapping[str, Any]] = getattr(self.load(), "PRESETS", {})
+        return {**({"published": {}} if self.kind == "defense" else {}), **own}
+
     def fields(self) -> list[dict[str, str]]:
         """Return name, type, default and help of every field of the method's dataclass."""
         method = self.load()
@@ -256,6 +264,58 @@ METHODS: tuple[Method, ...] = (
         "defense", "sau", "unlearns adversarial examples shared with the backdoored network (SAU)",
         "Wei, Zhang, Zha, Wu: Shared Adversarial Unlearning, NeurIPS 2023 (arXiv 2307.10562)",
         "beta", "excise.defenses.sau:SAU", lowers_asr=True,
+    ),
+    Method(
+        "defense", "mcr", "a point of a curve to a fine-tuned copy (mode connectivity repair)",
+        "Zhao, Chen, Das, Ramamurthy, Lin: Bridging Mode Connectivity in Loss Landscapes and "
+        "Adversarial Robustness, ICLR 2020 (arXiv 2005.00060)",
+        "beta", "excise.defenses.mcr:MCR", lowers_asr=True,
+    ),
+    Method(
+        "defense", "tsbd", "zeroes the weights unlearning moves most, then tunes gently (TSBD)",
+        "Lin, Liu, Wei, Li, Xiong: Unveiling and Mitigating Backdoor Vulnerabilities based on "
+        "Unlearning Weight Changes and Backdoor Activeness, NeurIPS 2024 (arXiv 2405.20291)",
+        "beta", "excise.defenses.tsbd:TSBD", lowers_asr=True,
+    ),
+    Method(
+        "defense", "ulrl", "resets the outputs that unlearning moves most, and relearns (ULRL)",
+        "Min, Pham, Sun: Unified Neural Backdoor Removal with Only Few Clean Samples through "
+        "Unlearning and Relearning (arXiv 2405.14781)",
+        "beta", "excise.defenses.ulrl:ULRL", lowers_asr=True,
+    ),
+    Method(
+        "defense", "d3", "tunes as far from the given classifier as it can (D3)",
+        "Wei, Liu, Zha: Backdoor Mitigation by Distance-Driven Detoxification, ICCV 2025 "
+        "(arXiv 2411.09585)",
+        "beta", "excise.defenses.d3:D3", lowers_asr=True,
+    ),
+    Method(
+        "defense", "fp", "cuts the features that clean images hardly use, then tunes (Fine-Pruning)",
+        "Liu, Dolan-Gavitt, Garg: Fine-Pruning, RAID 2018 (arXiv 1805.12185)",
+        "beta", "excise.defenses.fp:FP", lowers_asr=True,
+    ),
+    Method(
+        "defense", "awm", "shrinks the weights an adversarial perturbation makes use of (AWM)",
+        "Chai, Chen: One-shot Neural Backdoor Erasing via Adversarial Weight Masking, NeurIPS 2022 "
+        "(arXiv 2207.04497)",
+        "beta", "excise.defenses.awm:AWM", lowers_asr=True,
+    ),
+    Method(
+        "defense", "i-bau", "unlearns a universal perturbation by implicit gradients (I-BAU)",
+        "Zeng, Chen, Park, Mao, Jin, Jia: Adversarial Unlearning of Backdoors via Implicit "
+        "Hypergradient, ICLR 2022 (arXiv 2110.03735)",
+        "beta", "excise.defenses.i_bau:IBAU", lowers_asr=True,
+    ),
+    Method(
+        "defense", "fmp", "cuts filters whose moved maps move the prediction most, then tunes (FMP)",
+        "Huang, Bu: Adversarial Feature Map Pruning for Backdoor, ICLR 2024 (arXiv 2307.11565)",
+        "beta", "excise.defenses.fmp:FMP", lowers_asr=True,
+    ),
+    Method(
+        "defense", "ims", "masks that split the backdoor from the rest of the network (IMS)",
+        "Dunnett, Arablouei, Miller, Dedeoglu, Jurdak: Backdoor Mitigation via Invertible Pruning "
+        "Masks, NeurIPS 2025 (arXiv 2509.15497)",
+        "beta", "excise.defenses.ims:IMS", lowers_asr=True,
     ),
     Method(
         "inverter", "oracle", "is told the true trigger, as the paper assumes",

@@ -223,11 +223,10 @@ def preset(kind: Any, name: str, which: str) -> Mapping[str, Any]:
     Raises:
         SpecError: it has no such preset.
     """
-    presets = getattr(find(kind, name).load(), "PRESETS", {})
+    presets = find(kind, name).presets()
     if which not in presets:
         raise SpecError(f"a preset of {name}", got=repr(which), remedy=nearest(which, presets))
-    values: Mapping[str, Any] = presets[which]
-    return values
+    return presets[which]
 
 
 def print_json(value: Any) -> None:

@@ -19,6 +19,7 @@ from excise.commands.options import (
     command_line,
     device_named,
     flags,
+    preset,
     print_json,
     said,
 )
@@ -29,7 +30,7 @@ from excise.evaluation import Limits, evaluate, near_chance
 from excise.experiments.plant import pool_of
 from excise.experiments.repair import Question, run_repair, write_outcome
 from excise.models import Network, check_model, load_model, read_card
-from excise.registry import build
+from excise.registry import build, find
 from excise.reports import terminal_table
 from excise.seeding import Rng
 from excise.types import Images, LabelledImages
@@ -61,9 +62,11 @@ class Repair:
     twin: Path | None = None
     """Bundle of the clean twin, whose figures are the floor."""
     method: str = "grad-prune"
-    """Name of the defense. Its own options are below."""
+    """Name of the defense (`excise list defenses`). Its own options are below."""
+    preset: str = "published"
+    """Named settings of the defense; its own options stand above them."""
     inverter: str = "oracle"
-    """How the trigger is found; oracle: it is told by --trigger."""
+    """How the trigger is found, for a defense that uses one; oracle: it is told by --trigger."""
     validation_ratio: float = 0.1
     """Share of the images held out to decide by."""
     paper_split: bool = False
@@ -87,6 +90,16 @@ def run(arguments: list[str]) -> int:
     """Repair a network; 0 if it is repaired, 1 if the repair is incomplete or did harm."""
     method = said(arguments, "--method", "grad-prune")
     inverter = said(arguments, "--inverter", "oracle")
+    named = said(arguments, "--preset", "published")
+    fields = dict(preset("defense", method, named))
+    if _takes_inverter(method):
+        fields["inverter"] = _inverter(inverter, None)
+    elif "--inverter" in {argument.partition("=")[0] for argument in arguments}:
+        raise SpecError(
+            "--inverter for a defense that uses triggers",
+            got=f"--method {method}, which uses none",
+            remedy="Leave --inverter out.",
+        )
     asked = flags(
         Repair,
         arguments,
@@ -94,8 +107,9 @@ def run(arguments: list[str]) -> int:
         model=tyro.MISSING,
         images=tyro.MISSING,
         method=method,
+        preset=named,
         inverter=inverter,
-        options=build("defense", method, {"inverter": _inverter(inverter, None)}),
+        options=build("defense", method, fields),
     )
     check_free(asked.out, asked.overwrite)
     device = device_named(asked.device)
@@ -128,7 +142,8 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     story.stage(order)
     check_model(network, images.shape, images.num_classes)
     backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
-    if backdoor is None and asked.inverter == "oracle":
+    takes_inverter = _takes_inverter(asked.method)
+    if backdoor is None and takes_inverter and asked.inverter == "oracle":
         raise SpecError(
             "--trigger, which --inverter oracle is told",
             got="none",
@@ -150,7 +165,9 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     planted = (card.get("measured") or {}).get("asr") or {}
     return Question(
         model=network,
-        method=dataclasses.replace(asked.options, inverter=_inverter(asked.inverter, trigger)),
+        method=dataclasses.replace(asked.options, inverter=_inverter(asked.inverter, trigger))
+        if takes_inverter
+        else asked.options,
         data=data.to(device),
         seed=asked.seed,
         test=_test_images(asked, network, mine),
@@ -205,6 +222,11 @@ def _test_images(asked: Repair, network: Network, mine: LabelledImages) -> Label
     ):
         left[used] = False
     return mine.subset(left) if left.any() else None
+
+
+def _takes_inverter(method: str) -> bool:
+    fields = dataclasses.fields(find("defense", method).load())
+    return any(f.name == "inverter" for f in fields)
 
 
 def _inverter(name: str, trigger: Any) -> Any:

@@ -177,9 +177,8 @@ def assemble(kind: Kind, said: str | Mapping[str, Any], trigger: Trigger | None 
             got=repr(said),
             remedy=f'Write {kind} = "NAME" or {kind} = {{ name = "NAME", … }}.',
         )
-    method = find(kind, name).load()
     if (preset := fields.pop("preset", None)) is not None:
-        presets = getattr(method, "PRESETS", {})
+        presets = find(kind, name).presets()
         if preset not in presets:
             remedy = nearest(str(preset), presets)
             raise SpecError(f"a preset of {name}", got=repr(preset), remedy=remedy)
