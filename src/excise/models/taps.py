@@ -85,15 +85,15 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]
         A dictionary that every forward pass fills anew.
     """
     seen: dict[str, Tensor] = {}
+    modules = {name: model.get_submodule(name) for name in names}
 
-    def keep(name: str) -> RemovableHandle:
-        return model.get_submodule(name).register_forward_hook(
+    def keep(name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(
             lambda _module, _given, output: seen.__setitem__(name, output)
         )
 
-    handles: list[RemovableHandle] = []
+    handles = [keep(name, module) for name, module in modules.items()]
     try:
-        handles += [keep(name) for name in names]
         yield seen
     finally:
         for handle in handles:
