@@ -113,6 +113,18 @@ def test_the_same_seed_gives_the_same_bytes(victim: Path, tmp_path: Path) -> Non
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_a_defense_that_uses_no_trigger_needs_none(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run("repair", victim, "--images", "digits", "--method", "none", "--spc", 4, "--out", out)
+    record = json.loads((out / "record.json").read_text())
+    assert record["spec"]["defense"] == {"name": "none"}
+    assert record["assumed"] == []
+    assert record["after"]["asr"] is None
+    assert "cannot be told without its trigger" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_strangers_weights_and_folder(
     victim: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,9 +190,15 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "badnets" in capsys.readouterr().out
     assert run("list", "detectors") == 0
     assert "frequency" in capsys.readouterr().out
+    assert run("list", "scanners") == 0
+    assert "mm-bd" in capsys.readouterr().out
     assert run("list", "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert set(said) == {"attacks", "defenses", "inverters", "detectors", "models", "data"}
+    assert set(said) == {
+        "attacks", "defenses", "inverters", "scanners", "detectors", "models", "data",
+    }  # fmt: skip
+    scanner = next(row for row in said["scanners"] if row["name"] == "neural-cleanse")
+    assert {f["name"]: f["default"] for f in scanner["fields"]}["threshold"] == "2.0"
     defense = next(row for row in said["defenses"] if row["name"] == "grad-prune")
     fields = {f["name"]: f for f in defense["fields"]}
     assert fields["patience"]["default"] == "10"
@@ -267,6 +285,8 @@ def repairing(victim: Path, tmp_path: Path, **changes: object) -> list[object]:
         ({"images": "nowhere/at/all"}, "nowhere/at/all"),
         ({"method": "grad-prone"}, "Did you mean 'grad-prune'?"),
         ({"inverter": "oracel"}, "Did you mean 'oracle'?"),
+        ({"method": "none", "inverter": "oracle"}, "--method none, which uses none. Leave"),
+        ({"preset": "fats"}, "expected a preset of grad-prune, got 'fats'. Known: published."),
         ({"patience": -1}, "greater than or equal to 0"),
         ({"max_accuracy_dorp": 0.2}, "--max-accuracy-drop"),
         ({"model": "no/such/file.pt", "arch": "torchvision:resnet18"}, "no/such/file.pt"),
