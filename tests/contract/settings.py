@@ -59,6 +59,25 @@ DEFENSES: dict[str, Settings] = {
         steps={"rounds": 2, "steps": 1},
         full={"rounds": 5, "batch_size": 64, "learning_rate": 1e-3},
     ),
+    "mcr": Settings(
+        quick={"tune_epochs": 2, "epochs": 2, "points": 3},
+        steps={"tune_epochs": 2, "epochs": 2, "points": 2},
+        validation=True,
+    ),
+    "tsbd": Settings(
+        quick={"unlearning_rate": 1e-3, "unlearning_epochs": 3, "epochs": 2},
+        steps={"unlearning_epochs": 2, "epochs": 2},
+        full={"unlearning_rate": 1e-3, "unlearning_epochs": 100, "batch_size": 64},
+        convolution=True,
+    ),
+    "ulrl": Settings(
+        quick={"unlearning_epochs": 3, "epochs": 3},
+        steps={"unlearning_epochs": 2, "epochs": 2},
+    ),
+    "d3": Settings(
+        quick={"epochs": 4, "batch_size": 64},
+        steps={"epochs": 2},
+    ),
 }  # fmt: skip
 
 
