@@ -39,6 +39,8 @@ class Settings:
     refuses: Mapping[str, str] = field(default_factory=dict)
 
 
+VIT = "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,depth=2,embed_dim=24"
+
 DEFENSES: dict[str, Settings] = {
     "none": Settings(quick={}, steps={}),
     # FULL: those of `excise demo`. The published threshold and rate suit 100 images a class: here
@@ -53,7 +55,26 @@ DEFENSES: dict[str, Settings] = {
         validation=True,
         convolution=True,
     ),
-    # FULL: the published rate suits 64 wide networks and a thousand steps.
+    "bti-dbf": Settings(
+        quick={
+            "width": 4, "pretrain_epochs": 1, "mask_epochs": 2, "generator_epochs": 2,
+            "unlearn_epochs": 2, "rounds": 2,
+        },
+        steps={
+            "width": 2, "pretrain_epochs": 1, "mask_epochs": 1, "generator_epochs": 1,
+            "unlearn_epochs": 1, "rounds": 2,
+        },
+        convolution=True,
+        refuses={VIT: "expected a network with feature maps"},
+    ),
+    "npd": Settings(
+        quick={"warm_epochs": 1, "epochs": 3},
+        steps={"warm_epochs": 2, "epochs": 2},
+        untuned={"warm_epochs": 0, "epochs": 0},
+        convolution=True,
+        refuses={VIT: "expected a network with convolutions after its first"},
+    ),
+    # FULL: the published rate suits wide networks and a thousand steps.
     "sau": Settings(
         quick={"rounds": 2, "steps": 2},
         steps={"rounds": 2, "steps": 1},

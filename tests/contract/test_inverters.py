@@ -8,7 +8,10 @@ from excise import registry
 from excise.testing import InverterContract
 
 # Settings with which an inverter finishes in about a second on 90 digits.
-QUICK: dict[str, dict[str, object]] = {"oracle": {}}
+QUICK: dict[str, dict[str, object]] = {
+    "oracle": {},
+    "bti-dbf": {"width": 4, "pretrain_epochs": 1, "mask_epochs": 2, "generator_epochs": 3},
+}
 
 
 class TestInverters(InverterContract):

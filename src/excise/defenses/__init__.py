@@ -1,11 +1,13 @@
 """Defenses: a network and the defender's images become a repaired network."""
 
+from excise.defenses.bti_dbf import BTIDBFU
 from excise.defenses.d3 import D3
 from excise.defenses.grad_prune import GradPrune
 from excise.defenses.mcr import MCR
 from excise.defenses.none import NoDefense
+from excise.defenses.npd import NPD
 from excise.defenses.sau import SAU
 from excise.defenses.tsbd import TSBD
 from excise.defenses.ulrl import ULRL
 
-__all__ = ["D3", "MCR", "SAU", "TSBD", "ULRL", "GradPrune", "NoDefense"]
+__all__ = ["BTIDBFU", "D3", "MCR", "NPD", "SAU", "TSBD", "ULRL", "GradPrune", "NoDefense"]

@@ -39,6 +39,7 @@ from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.training import train_epochs
 from excise.training.shared import shared_examples
+from excise.training.unlikelihood import unlikelihood
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["SAU", "shared_risk"]
@@ -122,6 +123,5 @@ def shared_risk(
         wrong: ỹ, what h₀ calls them.
         counted: where ỹ is an error.
     """
-    others = logits.scatter(1, wrong[:, None], -torch.inf).logsumexp(1)
-    # Σ_{k≠ỹ} p_k = 1 − p_ỹ.
-    return (logits.logsumexp(1) - others).masked_fill(~counted, 0).sum() / len(logits)
+    # Σ_{k≠ỹ} p_k = 1 − p_ỹ: both halves are the same.
+    return unlikelihood(logits, wrong).masked_fill(~counted, 0).sum() / len(logits)

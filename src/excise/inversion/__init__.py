@@ -1,5 +1,6 @@
 """Inverters: recover a trigger from a network and the defender's images, or be told it."""
 
+from excise.inversion.bti_dbf import BTIDBF
 from excise.inversion.oracle import Oracle
 
-__all__ = ["Oracle"]
+__all__ = ["BTIDBF", "Oracle"]
