@@ -282,9 +282,12 @@ METHODS: tuple[Method, ...] = (
         "beta", "excise.defenses.sau:SAU", lowers_asr=True,
     ),
     Method(
-        "defense", "fp", "cuts the features that clean images hardly use, then tunes (Fine-Pruning)",
+        "defense", "fp", "cuts the features that clean images hardly use (Fine-Pruning)",
         "Liu, Dolan-Gavitt, Garg: Fine-Pruning, RAID 2018 (arXiv 1805.12185)",
-        "beta", "excise.defenses.fp:FP", lowers_asr=True,
+        "beta", "excise.defenses.fp:FP",
+        lowers_asr="It lowers ASR, but cuts what clean images do not use and unlearns nothing: on "
+        "the planted network, whose backdoor shares features with the classes, over half of it "
+        "stays (ASR 0.63).",
     ),
     Method(
         "defense", "awm", "shrinks the weights an adversarial perturbation makes use of (AWM)",
@@ -299,9 +302,11 @@ METHODS: tuple[Method, ...] = (
         "beta", "excise.defenses.i_bau:IBAU", lowers_asr=True,
     ),
     Method(
-        "defense", "fmp", "cuts filters whose moved maps move the prediction most, then tunes (FMP)",
+        "defense", "fmp", "cuts the filters whose moved maps move the prediction most (FMP)",
         "Huang, Bu: Adversarial Feature Map Pruning for Backdoor, ICLR 2024 (arXiv 2307.11565)",
-        "beta", "excise.defenses.fmp:FMP", lowers_asr=True,
+        "beta", "excise.defenses.fmp:FMP",
+        lowers_asr="It lowers ASR, but cuts one filter in 64, few of a network as narrow as the "
+        "planted one, and tunes for ten epochs: over half of the backdoor stays (ASR 0.71).",
     ),
     Method(
         "defense", "ims", "masks that split the backdoor from the rest of the network (IMS)",

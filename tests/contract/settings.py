@@ -99,6 +99,33 @@ DEFENSES: dict[str, Settings] = {
         quick={"epochs": 4, "batch_size": 64},
         steps={"epochs": 2},
     ),
+    "fp": Settings(
+        quick={"share": 0.05, "max_relative_accuracy_drop": 0.5, "epochs": 2},
+        steps={"share": 0.3, "max_relative_accuracy_drop": 1.0, "epochs": 1, "batch_size": 3},
+        untuned={"epochs": 0},
+        validation=True,
+    ),
+    "awm": Settings(
+        quick={"outer": 2, "inner": 1},
+        steps={"outer": 2, "inner": 1},
+        full={"outer": 5, "batch_size": 32},
+        convolution=True,
+    ),
+    "i-bau": Settings(
+        quick={"rounds": 2},
+        steps={"rounds": 2, "iterations": 2},
+    ),
+    "fmp": Settings(
+        quick={"one_in": 4, "images": 2, "max_filters": 4, "epochs": 1},
+        steps={"one_in": 2, "images": 1, "max_filters": 2, "epochs": 2, "batch_size": 12},
+        untuned={"epochs": 0},
+        convolution=True,
+    ),
+    "ims": Settings(
+        quick={"initial_rounds": 2, "rounds": 1, "steps": 1, "mask_rate": 0.3, "batch_size": 32},
+        steps={"initial_rounds": 1, "rounds": 1, "steps": 1},
+        convolution=True,
+    ),
 }  # fmt: skip
 
 

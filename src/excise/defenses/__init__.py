@@ -1,8 +1,13 @@
 """Defenses: a network and the defender's images become a repaired network."""
 
+from excise.defenses.awm import AWM
 from excise.defenses.bti_dbf import BTIDBFU
 from excise.defenses.d3 import D3
+from excise.defenses.fmp import FMP
+from excise.defenses.fp import FP
 from excise.defenses.grad_prune import GradPrune
+from excise.defenses.i_bau import IBAU
+from excise.defenses.ims import IMS
 from excise.defenses.mcr import MCR
 from excise.defenses.none import NoDefense
 from excise.defenses.npd import NPD
@@ -10,4 +15,19 @@ from excise.defenses.sau import SAU
 from excise.defenses.tsbd import TSBD
 from excise.defenses.ulrl import ULRL
 
-__all__ = ["BTIDBFU", "D3", "MCR", "NPD", "SAU", "TSBD", "ULRL", "GradPrune", "NoDefense"]
+__all__ = [
+    "AWM",
+    "BTIDBFU",
+    "D3",
+    "FMP",
+    "FP",
+    "IBAU",
+    "IMS",
+    "MCR",
+    "NPD",
+    "SAU",
+    "TSBD",
+    "ULRL",
+    "GradPrune",
+    "NoDefense",
+]

@@ -15,7 +15,7 @@ from excise.training.augment import crop_and_flip
 from excise.training.fit import batches_of
 from excise.types import Images, LabelledImages, Labels, OnRound, Row, as_floats, ignore_round
 
-__all__ = ["Epochs", "Step", "cosine", "set_rate", "train_epochs"]
+__all__ = ["Epochs", "Step", "cosine", "out_of_patience", "set_rate", "train_epochs"]
 
 #: From images ``(n, c, h, w)``, their labels and how many epochs are done (a fraction), to the
 #: loss. The step zeroes gradients, goes backward and moves whatever it trains.
@@ -113,6 +113,23 @@ def train_epochs(
 def cosine(rate: float, progress: float, epochs: float) -> float:
     """Return a rate that falls from ``rate`` to 0 in ``epochs`` along half a cosine."""
     return rate * 0.5 * (1 + math.cos(math.pi * min(progress / max(epochs, 1e-9), 1.0)))
+
+
+def out_of_patience(patience: int, progress: float = 1.0) -> Callable[[float], bool]:
+    """Return a test of losses, one after the other: whether to stop there.
+
+    It says so after more than ``patience`` losses in a row that are not below ``progress`` times
+    the lowest so far.
+    """
+    best, waited = math.inf, 0
+
+    def enough(loss: float) -> bool:
+        nonlocal best, waited
+        # The lowest so far counts only where it was progress.
+        best, waited = (loss, 0) if loss < progress * best else (best, waited + 1)
+        return waited > patience
+
+    return enough
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
