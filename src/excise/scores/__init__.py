@@ -1,5 +1,6 @@
 """Which filter is guilty: one file per score. Every score is one flat tensor over all filters."""
 
 from excise.scores.gradient import mean_absolute_gradient
+from excise.scores.lipschitz import channel_lipschitz, outliers, statistics_divergence
 
-__all__ = ["mean_absolute_gradient"]
+__all__ = ["channel_lipschitz", "mean_absolute_gradient", "outliers", "statistics_divergence"]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from excise.types import Images
+from excise.models import batch_norms
+from excise.types import Edit, Images
 
-__all__ = ["Masked", "channel_masks", "fold"]
+__all__ = ["Masked", "channel_masks", "clamp_masks", "edits_below", "fold", "gammas"]
 
 
 class Masked:
@@ -49,6 +50,36 @@ def channel_masks(model: nn.Module, names: Iterable[str], value: float = 1.0) ->
         name: weight.new_full((len(weight),), value).requires_grad_()
         for name, weight in weights.items()
     }
+
+
+def edits_below(masks: Mapping[str, Tensor], threshold: float) -> list[Edit]:
+    """Return the edits that prune every channel of a batch norm whose mask is ≤ ``threshold``.
+
+    Args:
+        masks: by the name of a γ (``"NORM.weight"``), its mask ``(channels,)``.
+        threshold: channels at or below it lose their γ; β stays.
+    """
+    return [
+        Edit("scale", name.removesuffix(".weight"), index, 1)
+        for name, mask in masks.items()
+        for index in (mask <= threshold).nonzero().flatten().tolist()
+    ]
+
+
+def gammas(model: nn.Module, method: str) -> list[str]:
+    """Return the names of the γ of all batch norms.
+
+    Raises:
+        ModelError: the network has no batch norm.
+    """
+    return [f"{name}.weight" for name in batch_norms(model, method)]
+
+
+def clamp_masks(masks: Mapping[str, Tensor], low: float = 0.0, high: float = 1.0) -> None:
+    """Clip every mask to its range, in place."""
+    with torch.no_grad():
+        for mask in masks.values():
+            mask.clamp_(low, high)
 
 
 @torch.no_grad()

@@ -1,14 +1,17 @@
-"""Batch-norm statistics measured anew, as cumulative averages over all images."""
+"""What batch norms see of some images: their statistics measured anew, and moments of inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from excise.models import BatchNorm, in_mode
 from excise.types import Images
 
-__all__ = ["re_estimate"]
+__all__ = ["input_moments", "re_estimate"]
 
 
 @torch.no_grad()
@@ -45,3 +48,46 @@ def re_estimate(model: nn.Module, images: Images, batch_size: int) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+@torch.no_grad()
+def input_moments(
+    model: nn.Module, norms: Mapping[str, BatchNorm], images: Images, batch_size: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return mean and variance (over images and pixels) of each channel before each batch norm.
+
+    The network runs in eval mode; flags come back as they were. A batch norm that takes no part
+    has no entry.
+
+    Args:
+        model: the network.
+        norms: its batch norms by name.
+        images: in the network's type.
+        batch_size: images at a time.
+    """
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def collect(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(_: nn.Module, inputs: Any) -> None:
+            values = inputs[0].transpose(0, 1).flatten(1).double()
+            first, second, count = sums.get(name, (0.0, 0.0, 0))
+            sums[name] = (
+                first + values.sum(1), second + values.square().sum(1), count + values.shape[1],
+            )  # fmt: skip
+
+        return hook
+
+    handles = [norm.register_forward_pre_hook(collect(name)) for name, norm in norms.items()]
+    try:
+        with in_mode(model):
+            for batch in images.split(batch_size):
+                model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    moments = {}
+    for name, (first, second, count) in sums.items():
+        mean = first / count
+        variance = (second / count - mean.square()).clamp_min(0)
+        moments[name] = (mean.to(images.dtype), variance.to(images.dtype))
+    return moments
