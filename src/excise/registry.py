@@ -319,8 +319,8 @@ METHODS: tuple[Method, ...] = (
         "Zhao, Chen, Das, Ramamurthy, Lin: Bridging Mode Connectivity in Loss Landscapes and "
         "Adversarial Robustness, ICLR 2020 (arXiv 2005.00060)",
         "beta", "excise.defenses.mcr:MCR",
-        lowers_asr="The second end of its curve is the first, fine-tuned, not another network as in "
-        "the paper; on the planted network the published setting leaves an ASR of about .3.",
+        lowers_asr="The second end of its curve is the first, fine-tuned, not another network as "
+        "in the paper; on the planted network the published setting leaves an ASR of about .3.",
     ),
     Method(
         "defense", "tsbd", "zeroes the weights unlearning moves most, then tunes gently (TSBD)",
