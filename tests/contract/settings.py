@@ -75,6 +75,28 @@ DEFENSES: dict[str, Settings] = {
         refuses={VIT: "expected a network with convolutions after its first"},
     ),
     # FULL: the published rate suits wide networks and a thousand steps.
+    "ft": Settings(
+        quick={"epochs": 2, "batch_size": 45},
+        steps={"epochs": 2, "batch_size": 6},
+    ),
+    "ft-sam": Settings(
+        quick={"epochs": 2, "batch_size": 45},
+        steps={"epochs": 2, "batch_size": 6},
+    ),
+    "fst": Settings(
+        quick={"epochs": 2, "batch_size": 45},
+        steps={"epochs": 2, "batch_size": 6},
+    ),
+    "nad": Settings(
+        quick={"epochs": 2, "teacher_epochs": 2},
+        steps={"epochs": 2, "teacher_epochs": 2},
+        convolution=True,
+        refuses={VIT: "expected a network with feature maps"},
+    ),
+    "pbe": Settings(
+        quick={"rounds": 1, "steps": 2},
+        steps={"rounds": 1, "steps": 2},
+    ),
     "sau": Settings(
         quick={"rounds": 2, "steps": 2},
         steps={"rounds": 2, "steps": 1},

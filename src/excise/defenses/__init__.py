@@ -5,12 +5,17 @@ from excise.defenses.bti_dbf import BTIDBFU
 from excise.defenses.d3 import D3
 from excise.defenses.fmp import FMP
 from excise.defenses.fp import FP
+from excise.defenses.fst import FST
+from excise.defenses.ft import FineTuning
+from excise.defenses.ft_sam import FTSAM
 from excise.defenses.grad_prune import GradPrune
 from excise.defenses.i_bau import IBAU
 from excise.defenses.ims import IMS
 from excise.defenses.mcr import MCR
+from excise.defenses.nad import NAD
 from excise.defenses.none import NoDefense
 from excise.defenses.npd import NPD
+from excise.defenses.pbe import PBE
 from excise.defenses.sau import SAU
 from excise.defenses.tsbd import TSBD
 from excise.defenses.ulrl import ULRL
@@ -21,13 +26,18 @@ __all__ = [
     "D3",
     "FMP",
     "FP",
+    "FST",
+    "FTSAM",
     "IBAU",
     "IMS",
     "MCR",
+    "NAD",
     "NPD",
+    "PBE",
     "SAU",
     "TSBD",
     "ULRL",
+    "FineTuning",
     "GradPrune",
     "NoDefense",
 ]
