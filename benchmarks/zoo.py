@@ -92,6 +92,7 @@ TWINS = (
 #: Settings in the zoo that are not an attack's defaults; each attack's header says why.
 FIELDS: dict[str, dict[str, Any]] = {
     "sig": {"poison_ratio": 0.5},
+    "label-consistent": {"poison_ratio": 0.5},
     "adap-blend": {"poison_ratio": 0.05, "cover_rate": 0.025},
     "adap-patch": {"poison_ratio": 0.05, "cover_rate": 0.05},
     "input-aware": {"width": 16, "mask_epochs": 5},

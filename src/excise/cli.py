@@ -30,7 +30,7 @@ COMMANDS = {
     "leaderboard": "rank the defenses of a sweep: tables, and a page that sorts and filters",
     "import": "make a bundle of a network that another project's tools wrote",
     "report": "write the page of a finished repair again",
-    "list": "what there is: attacks, defenses, inverters, detectors, models, data",
+    "list": "what there is: attacks, defenses, inverters, scanners, detectors, models, data",
 }
 
 #: Errors of the system that mean a wrong or full place was given, not a fault of ours.

@@ -42,7 +42,9 @@ STRICT: ConfigDict = {
     "use_attribute_docstrings": True,
 }
 
-Kind = Literal["attack", "trigger", "defense", "inverter", "detector", "model", "data"]
+Kind = Literal[
+    "attack", "trigger", "defense", "inverter", "scanner", "detector", "model", "data"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Maturity = Literal["stable", "beta", "experimental"]
 
@@ -261,6 +263,40 @@ METHODS: tuple[Method, ...] = (
         "stable", "excise.defenses.grad_prune:GradPrune", lowers_asr=True,
     ),
     Method(
+        "defense", "clp", "prunes the channels whose Lipschitz bound stands out; needs no image",
+        "Zheng, Tang, Li, Liu: Data-free Backdoor Removal based on Channel Lipschitzness, ECCV "
+        "2022 (arXiv 2208.03111)",
+        "beta", "excise.defenses.clp:CLP",
+        lowers_asr=True,
+    ),
+    Method(
+        "defense", "bnp", "prunes the channels whose batch-norm statistics do not fit clean images",
+        "Zheng, Tang, Li, Liu: Pre-activation Distributions Expose Backdoor Neurons, NeurIPS 2022",
+        "beta", "excise.defenses.bnp:BNP",
+        lowers_asr=True,
+    ),
+    Method(
+        "defense", "anp", "prunes the channels that a small change of scales turns against labels",
+        "Wu, Wang: Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021 "
+        "(arXiv 2110.14430)",
+        "beta", "excise.defenses.anp:ANP",
+        lowers_asr=True,
+    ),
+    Method(
+        "defense", "rnp", "unlearns clean images, recovers masks, prunes what they give up",
+        "Li, Lyu, Koren, Lyu, Li, Xiao: Reconstructive Neuron Pruning for Backdoor Defense, ICML "
+        "2023 (arXiv 2305.14876)",
+        "beta", "excise.defenses.rnp:RNP",
+        lowers_asr=True,
+    ),
+    Method(
+        "defense", "nft", "tunes one mask a channel on mixed images",
+        "Karim, Al Arafat, Khalid, Guo, Rahnavard: Augmented Neural Fine-Tuning for Efficient "
+        "Backdoor Purification, ECCV 2024 (arXiv 2407.10052)",
+        "beta", "excise.defenses.nft:NFT",
+        lowers_asr=True,
+    ),
+    Method(
         "defense", "ft", "fine-tunes on clean images: the baseline",
         "Wu, Chen, Zhang, Zhu, Wei, Yuan, Shen: BackdoorBench, NeurIPS 2022 (arXiv 2206.12654)",
         "beta", "excise.defenses.ft:FineTuning",
@@ -320,6 +356,36 @@ METHODS: tuple[Method, ...] = (
         "beta", "excise.defenses.sau:SAU", lowers_asr=True,
     ),
     Method(
+        "defense", "mcr", "a point of a curve to a fine-tuned copy (mode connectivity repair)",
+        "Zhao, Chen, Das, Ramamurthy, Lin: Bridging Mode Connectivity in Loss Landscapes and "
+        "Adversarial Robustness, ICLR 2020 (arXiv 2005.00060)",
+        "beta", "excise.defenses.mcr:MCR",
+        lowers_asr="The second end of its curve is the first, fine-tuned, not another network as "
+        "in the paper; on the planted network the published setting leaves an ASR of about .3.",
+    ),
+    Method(
+        "defense", "tsbd", "zeroes the weights unlearning moves most, then tunes gently (TSBD)",
+        "Lin, Liu, Wei, Li, Xiong: Unveiling and Mitigating Backdoor Vulnerabilities based on "
+        "Unlearning Weight Changes and Backdoor Activeness, NeurIPS 2024 (arXiv 2405.20291)",
+        "beta", "excise.defenses.tsbd:TSBD", lowers_asr=True,
+    ),
+    Method(
+        "defense", "ulrl", "resets the outputs that unlearning moves most, and relearns (ULRL)",
+        "Min, Pham, Sun: Unified Neural Backdoor Removal with Only Few Clean Samples through "
+        "Unlearning and Relearning (arXiv 2405.14781)",
+        "beta", "excise.defenses.ulrl:ULRL",
+        lowers_asr="It lowers ASR, but mends the classifier, not the features: on the planted "
+        "network most triggered images are then called neither the target nor their own class.",
+    ),
+    Method(
+        "defense", "d3", "tunes as far from the given classifier as it can (D3)",
+        "Wei, Liu, Zha: Backdoor Mitigation by Distance-Driven Detoxification, ICCV 2025 "
+        "(arXiv 2411.09585)",
+        "beta", "excise.defenses.d3:D3",
+        lowers_asr="It lowers ASR, but moves the classifier more than the features: on the planted "
+        "network most triggered images are then called neither the target nor their own class.",
+    ),
+    Method(
         "defense", "fp", "cuts the features that clean images hardly use (Fine-Pruning)",
         "Liu, Dolan-Gavitt, Garg: Fine-Pruning, RAID 2018 (arXiv 1805.12185)",
         "beta", "excise.defenses.fp:FP",
@@ -353,34 +419,14 @@ METHODS: tuple[Method, ...] = (
         "beta", "excise.defenses.ims:IMS", lowers_asr=True,
     ),
     Method(
-        "defense", "mcr", "a point of a curve to a fine-tuned copy (mode connectivity repair)",
-        "Zhao, Chen, Das, Ramamurthy, Lin: Bridging Mode Connectivity in Loss Landscapes and "
-        "Adversarial Robustness, ICLR 2020 (arXiv 2005.00060)",
-        "beta", "excise.defenses.mcr:MCR",
-        lowers_asr="The second end of its curve is the first, fine-tuned, not another network as "
-        "in the paper; on the planted network the published setting leaves an ASR of about .3.",
+        "defense", "neural-cleanse", "finds the smallest trigger and unlearns it",
+        "Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao: Neural Cleanse, S&P 2019",
+        "beta", "excise.defenses.neural_cleanse:NeuralCleanseUnlearning", lowers_asr=True,
     ),
     Method(
-        "defense", "tsbd", "zeroes the weights unlearning moves most, then tunes gently (TSBD)",
-        "Lin, Liu, Wei, Li, Xiong: Unveiling and Mitigating Backdoor Vulnerabilities based on "
-        "Unlearning Weight Changes and Backdoor Activeness, NeurIPS 2024 (arXiv 2405.20291)",
-        "beta", "excise.defenses.tsbd:TSBD", lowers_asr=True,
-    ),
-    Method(
-        "defense", "ulrl", "resets the outputs that unlearning moves most, and relearns (ULRL)",
-        "Min, Pham, Sun: Unified Neural Backdoor Removal with Only Few Clean Samples through "
-        "Unlearning and Relearning (arXiv 2405.14781)",
-        "beta", "excise.defenses.ulrl:ULRL",
-        lowers_asr="It lowers ASR, but mends the classifier, not the features: on the planted "
-        "network most triggered images are then called neither the target nor their own class.",
-    ),
-    Method(
-        "defense", "d3", "tunes as far from the given classifier as it can (D3)",
-        "Wei, Liu, Zha: Backdoor Mitigation by Distance-Driven Detoxification, ICCV 2025 "
-        "(arXiv 2411.09585)",
-        "beta", "excise.defenses.d3:D3",
-        lowers_asr="It lowers ASR, but moves the classifier more than the features: on the planted "
-        "network most triggered images are then called neither the target nor their own class.",
+        "defense", "mm-bm", "clamps activations as low as clean answers allow (MM-BM)",
+        "Wang, Xiang, Miller, Kesidis: MM-BD, S&P 2024 (arXiv 2205.06900)",
+        "beta", "excise.defenses.mm_bm:MMBM", lowers_asr=True,
     ),
     Method(
         "inverter", "oracle", "is told the true trigger, as the paper assumes",
@@ -388,10 +434,25 @@ METHODS: tuple[Method, ...] = (
         "stable", "excise.inversion.oracle:Oracle",
     ),
     Method(
+        "inverter", "neural-cleanse", "the smallest patch that sends all images to one class",
+        "Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao: Neural Cleanse, S&P 2019",
+        "beta", "excise.inversion.neural_cleanse:NeuralCleanse",
+    ),
+    Method(
         "inverter", "bti-dbf", "a generator that changes features no clean image needs (BTI-DBF)",
         "Xu, Huang, Li, Qin, Ren: Towards Reliable and Efficient Backdoor Trigger Inversion via "
         "Decoupling Benign Features, ICLR 2024",
         "beta", "excise.inversion.bti_dbf:BTIDBF",
+    ),
+    Method(
+        "scanner", "neural-cleanse", "is some class reached by a far smaller patch than others?",
+        "Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao: Neural Cleanse, S&P 2019",
+        "beta", "excise.detection.neural_cleanse:NeuralCleanseScan",
+    ),
+    Method(
+        "scanner", "mm-bd", "is some class's largest margin out of line? Needs no images (MM-BD)",
+        "Wang, Xiang, Miller, Kesidis: MM-BD, S&P 2024 (arXiv 2205.06900)",
+        "beta", "excise.detection.mm_bd:MMBD",
     ),
     Method(
         "detector", "frequency", "which images carry a trigger, by their cosine transform",

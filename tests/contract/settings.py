@@ -41,6 +41,13 @@ class Settings:
 
 VIT = "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,depth=2,embed_dim=24"
 
+#: What works on batch norms.
+NORMS: dict[str, Any] = {
+    "convolution": True,
+    "batch_norm": True,
+    "refuses": {VIT: "expected a network with batch norm"},
+}
+
 DEFENSES: dict[str, Settings] = {
     "none": Settings(quick={}, steps={}),
     # FULL: those of `excise demo`. The published threshold and rate suit 100 images a class: here
@@ -75,6 +82,29 @@ DEFENSES: dict[str, Settings] = {
         refuses={VIT: "expected a network with convolutions after its first"},
     ),
     # FULL: the published rate suits wide networks and a thousand steps.
+    "clp": Settings(
+        quick={"u": 1.5}, steps={"u": 1.0}, untuned={}, **NORMS,
+    ),
+    "bnp": Settings(
+        quick={"u": 1.5}, steps={"u": 1.0}, untuned={}, **NORMS,
+    ),
+    "anp": Settings(
+        quick={
+            "iterations": 4, "batch_size": 32, "learning_rate": 2.0,
+            "max_relative_accuracy_drop": 1.0,
+        },
+        steps={"iterations": 2, "batch_size": 4, "learning_rate": 2.0},
+        untuned={}, validation=True, **NORMS,
+    ),
+    "rnp": Settings(
+        quick={
+            "unlearning_epochs": 2, "recovering_epochs": 2, "recovering_rate": 5.0,
+            "max_accuracy_drop": 1.0,
+        },
+        steps={"unlearning_epochs": 2, "recovering_epochs": 2},
+        untuned={}, **NORMS,
+    ),
+    "nft": Settings(quick={"epochs": 4}, steps={"epochs": 2}, **NORMS),
     "ft": Settings(
         quick={"epochs": 2, "batch_size": 45},
         steps={"epochs": 2, "batch_size": 6},
@@ -146,6 +176,21 @@ DEFENSES: dict[str, Settings] = {
     "ims": Settings(
         quick={"initial_rounds": 2, "rounds": 1, "steps": 1, "mask_rate": 0.3, "batch_size": 32},
         steps={"initial_rounds": 1, "rounds": 1, "steps": 1},
+        convolution=True,
+    ),
+    "neural-cleanse": Settings(
+        quick={
+            "rounds": 6, "round_images": 6, "batch_size": 6, "success_rate": 0.3,
+            "start_free": False, "penalty": 0.1, "threshold": 0.01, "tune_epochs": 2,
+        },
+        steps={
+            "rounds": 2, "round_images": 4, "batch_size": 2, "success_rate": 0.01,
+            "threshold": 1e-3, "tune_epochs": 1, "tune_batch_size": 6,
+        },
+    ),
+    "mm-bm": Settings(
+        quick={"epochs": 4, "first_bound": 2.0},
+        steps={"epochs": 2},
         convolution=True,
     ),
 }  # fmt: skip

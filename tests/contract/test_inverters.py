@@ -11,7 +11,10 @@ from excise.testing import InverterContract
 QUICK: dict[str, dict[str, object]] = {
     "oracle": {},
     "bti-dbf": {"width": 4, "pretrain_epochs": 1, "mask_epochs": 2, "generator_epochs": 3},
-}
+    "neural-cleanse": {
+        "rounds": 8, "round_images": 8, "success_rate": 0.5, "only_flagged": False,
+    },
+}  # fmt: skip
 
 
 class TestInverters(InverterContract):

@@ -30,7 +30,8 @@ def given(row):
     return told | ({"inverter": Oracle(TRIGGER)} if "inverter" in names else {})
 
 
-METHOD_ROWS = [row for row in CODE if row.kind in {"attack", "defense", "inverter", "detector"}]
+METHOD_KINDS = {"attack", "defense", "inverter", "scanner", "detector"}
+METHOD_ROWS = [row for row in CODE if row.kind in METHOD_KINDS]
 
 
 @pytest.mark.fast
@@ -131,6 +132,7 @@ def test_a_described_field():
         ("defense", "grad_prune", r"the name of a defense, got 'grad_prune'.*'grad-prune'"),
         ("defense", "zzz", r"got 'zzz'\. Known: .*grad-prune"),
         ("detector", "x", r"the name of a detector, got 'x'\. "),
+        ("scanner", "mmbd", r"the name of a scanner, got 'mmbd'\. Did you mean 'mm-bd'"),
         ("model", "torchvision:NAME", r"the name of a model"),
     ],
 )

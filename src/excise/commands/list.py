@@ -19,6 +19,7 @@ PLURALS: dict[str, Kind] = {
     "attacks": "attack",
     "defenses": "defense",
     "inverters": "inverter",
+    "scanners": "scanner",
     "detectors": "detector",
     "models": "model",
     "data": "data",
@@ -30,7 +31,9 @@ class List:
     """Show what there is: name, what it is, paper, maturity."""
 
     what: Annotated[
-        Literal["attacks", "defenses", "inverters", "detectors", "models", "data", "all"],
+        Literal[
+            "attacks", "defenses", "inverters", "scanners", "detectors", "models", "data", "all"
+        ],
         tyro.conf.Positional,
         tyro.conf.arg(metavar="KIND"),
     ] = "all"
@@ -68,6 +71,6 @@ def _plain(row: Method) -> dict[str, Any]:
         "paper": row.paper,
         "maturity": row.maturity,
     }
-    if row.target and row.kind in ("attack", "defense", "inverter", "detector"):
+    if row.target and row.kind in ("attack", "defense", "inverter", "scanner", "detector"):
         plain["fields"] = row.fields()
     return plain

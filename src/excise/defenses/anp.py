@@ -20,8 +20,8 @@ Measured: docs/defenses.md.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -36,22 +36,23 @@ from excise.seeding import Rng
 from excise.training import Masked, channel_masks
 from excise.training.augment import crop_and_flip
 from excise.training.masks import clamp_masks, gammas
+from excise.training.scales import perturbed
 from excise.training.thresholds import prune_below, thresholds
 from excise.types import (
     DefenderData,
-    Images,
     LabelledImages,
-    Labels,
     OnRound,
     Repair,
     Row,
     as_floats,
     ignore_round,
-)
+)  # fmt: skip
 
-__all__ = ["ANP", "perturbed"]
+__all__ = ["ANP"]
 
 Masks = dict[str, Tensor]
+#: Iterations between two rows of history.
+_ROW = 20
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -130,60 +131,21 @@ class ANP:
                 natural = F.cross_entropy(masked(images), labels)
                 robust = F.cross_entropy(masked(images, bad), labels)
                 loss = self.alpha * natural + (1 - self.alpha) * robust
-                if not loss.isfinite():
-                    rows.append({"stage": "mask", "iteration": iteration, "loss": str(float(loss.detach()))})
+                value = float(loss.detach())
+                if math.isfinite(value):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    clamp_masks(masks)
+                if (
+                    iteration % _ROW == 0
+                    or iteration == self.iterations
+                    or not math.isfinite(value)
+                ):
+                    # A record is JSON, which has no word for infinity.
+                    shown = value if math.isfinite(value) else str(value)
+                    rows.append({"stage": "mask", "iteration": iteration, "loss": shown})
                     on_round(rows[-1])
+                if not math.isfinite(value):
                     break
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                clamp_masks(masks)
-                if iteration % _ROW == 0 or iteration == self.iterations:
-                    rows.append({"stage": "mask", "iteration": iteration, "loss": float(loss.detach())})
-                    on_round(rows[-1])
         return masks, rows
-
-
-#: Iterations between two rows of history.
-_ROW = 20
-
-
-def perturbed(
-    masked: Masked,
-    images: Images,
-    labels: Labels,
-    epsilon: float,
-    steps: int,
-    generator: torch.Generator,
-) -> Mapping[str, Tensor]:
-    """Return m + δ for every γ and 1 + ξ for every β, δ and ξ within ±ε raising the loss.
-
-    Args:
-        masked: the network with its masks, by the names of γ (``"NORM.weight"``).
-        images: a batch.
-        labels: its labels.
-        epsilon: ε.
-        steps: sign steps of ε / steps from a start drawn uniformly.
-        generator: on the images' device.
-    """
-    base = {name: mask.detach() for name, mask in masked.masks.items()}
-    # ξ multiplies β, which has the name of γ but for its last part.
-    base |= {
-        f"{name.removesuffix('weight')}bias": torch.ones_like(mask) for name, mask in base.items()
-    }
-    change = {
-        name: torch.empty_like(mask).uniform_(-epsilon, epsilon, generator=generator)
-        for name, mask in base.items()
-    }
-    for _ in range(steps):
-        changed = {name: base[name] + value.requires_grad_() for name, value in change.items()}
-        loss = F.cross_entropy(masked(images, changed), labels)
-        gradients = torch.autograd.grad(
-            loss, list(change.values()), allow_unused=True, materialize_grads=True
-        )
-        change = {
-            name: (value.detach() + epsilon / steps * gradient.sign()).clamp_(-epsilon, epsilon)
-            for (name, value), gradient in zip(change.items(), gradients, strict=True)
-        }
-    own = {**masked.masks, **{name: base[name] for name in base if name not in masked.masks}}
-    return {name: mask + change[name] for name, mask in own.items()}

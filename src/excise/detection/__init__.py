@@ -1,7 +1,16 @@
-"""Detection: which of these images carry a trigger? Learned from clean images alone."""
+"""Detection: which of these images carry a trigger? And is this network backdoored at all?"""
 
 from excise.detection.frequency import Frequency
+from excise.detection.mm_bd import MMBD
+from excise.detection.neural_cleanse import NeuralCleanseScan
 from excise.detection.saving import load_scorer, save_scorer
 from excise.detection.scorer import FrequencyScorer
 
-__all__ = ["Frequency", "FrequencyScorer", "load_scorer", "save_scorer"]
+__all__ = [
+    "MMBD",
+    "Frequency",
+    "FrequencyScorer",
+    "NeuralCleanseScan",
+    "load_scorer",
+    "save_scorer",
+]

@@ -1,6 +1,7 @@
 """Inverters: recover a trigger from a network and the defender's images, or be told it."""
 
 from excise.inversion.bti_dbf import BTIDBF
+from excise.inversion.neural_cleanse import NeuralCleanse
 from excise.inversion.oracle import Oracle
 
-__all__ = ["BTIDBF", "Oracle"]
+__all__ = ["BTIDBF", "NeuralCleanse", "Oracle"]

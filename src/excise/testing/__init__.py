@@ -20,7 +20,10 @@ import pytest
 
 # Before the suites are imported: a failing assertion in them then shows its values.
 pytest.register_assert_rewrite(
-    *(f"excise.testing.{name}" for name in ("attack", "defense", "guards", "inverter", "trigger"))
+    *(
+        f"excise.testing.{name}"
+        for name in ("attack", "defense", "guards", "inverter", "scanner", "trigger")
+    )
 )
 
 from excise.testing.attack import (  # noqa: E402
@@ -41,6 +44,7 @@ from excise.testing.guards import (  # noqa: E402
 )
 from excise.testing.inverter import InverterContract  # noqa: E402
 from excise.testing.planted import Planted, planted_digits, shared_folder  # noqa: E402
+from excise.testing.scanner import ScannerContract  # noqa: E402
 from excise.testing.trigger import TriggerContract  # noqa: E402
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "Interruption",
     "InverterContract",
     "Planted",
+    "ScannerContract",
     "Snapshot",
     "TriggerContract",
     "differences",
