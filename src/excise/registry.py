@@ -331,8 +331,7 @@ METHODS: tuple[Method, ...] = (
         "Mu, Niu, Wang, Wang, Miao, Jin, Hua: Progressive Backdoor Erasing via Connecting "
         "Backdoor and Adversarial Attacks, CVPR 2023 (arXiv 2202.06312)",
         "beta", "excise.defenses.pbe:PBE",
-        lowers_asr="On the planted network adversarial images of the published size do not behave "
-        "like triggered ones: nearly all of the backdoor stays.",
+        lowers_asr="On the planted network the published setting leaves nearly all of the backdoor.",
     ),
     Method(
         "defense", "bti-dbf", "inverts the trigger from features no clean image needs, unlearns it",
