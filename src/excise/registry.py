@@ -331,7 +331,8 @@ METHODS: tuple[Method, ...] = (
         "Mu, Niu, Wang, Wang, Miao, Jin, Hua: Progressive Backdoor Erasing via Connecting "
         "Backdoor and Adversarial Attacks, CVPR 2023 (arXiv 2202.06312)",
         "beta", "excise.defenses.pbe:PBE",
-        lowers_asr="On the planted network the published setting leaves nearly all of the backdoor.",
+        lowers_asr="On the planted network the published setting leaves nearly all of the "
+        "backdoor.",
     ),
     Method(
         "defense", "bti-dbf", "inverts the trigger from features no clean image needs, unlearns it",
