@@ -38,11 +38,14 @@ def test_preactresnet18_has_the_names_of_the_fields_checkpoints():
 
 
 @pytest.mark.fast
-def test_preactresnet18_is_the_paper_s_formula_on_one_block():
-    block = preactresnet18(10, width=4).layer2[0].eval()
-    x = torch.randn(2, 4, 8, 8)
+@pytest.mark.parametrize("width", [4, 8])
+def test_preactresnet18_is_the_paper_s_formula_on_one_block(width):
+    block = preactresnet18(10, width=width).layer2[0].eval()
+    x = torch.randn(2, width, 8, 8)
     a = torch.relu(block.bn1(x))
-    by_hand = block.conv2(torch.relu(block.bn2(block.conv1(a)))) + block.shortcut[0](a)
+    weight = block.shortcut[0].weight
+    around = torch.nn.functional.conv2d(a, weight, stride=2)
+    by_hand = block.conv2(torch.relu(block.bn2(block.conv1(a)))) + around
     torch.testing.assert_close(block(x), by_hand)
 
 

@@ -33,14 +33,20 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.shortcut: nn.Sequential | None = None
-        if stride != 1 or in_planes != planes:
+        # Without AVX-512, torch 2.14 writes beyond its memory in the backward pass of a strided 1×1
+        # convolution of fewer than 8 channels in channels-last order. A stride of 1 on every
+        # other pixel is the same.
+        self.skipped, stride = (stride, 1) if in_planes < 8 else (1, stride)
+        if self.skipped * stride != 1 or in_planes != planes:
             self.shortcut = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, in_planes, h, w)`` to ``(n, planes, h / stride, w / stride)``."""
         active = F.relu(self.bn1(x))
         # Where the shape changes, the way around starts after the activation, not before it.
-        around = x if self.shortcut is None else self.shortcut(active)
+        around = x
+        if self.shortcut is not None:
+            around = self.shortcut(active[:, :, :: self.skipped, :: self.skipped])
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out + around
 
