@@ -187,6 +187,12 @@ DEFENSES: dict[str, Settings] = {
             "rounds": 2, "round_images": 4, "batch_size": 2, "success_rate": 0.01,
             "threshold": 1e-3, "tune_epochs": 1, "tune_batch_size": 6,
         },
+        # FULL: the published search keeps the limits too, in minutes; this one is shorter.
+        full={
+            "rounds": 60, "round_images": 32, "batch_size": 16, "success_rate": 0.9,
+            "start_free": False, "penalty": 0.01, "patience": 3, "learning_rate": 0.2,
+            "tune_epochs": 30, "tune_batch_size": 32,
+        },
     ),
     "mm-bm": Settings(
         quick={"epochs": 4, "first_bound": 2.0},

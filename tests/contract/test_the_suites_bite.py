@@ -1,5 +1,6 @@
 """A suite that nothing can fail proves nothing: methods that break a promise must not pass."""
 
+import contextlib
 import copy
 import random
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from excise.attacks import BadNets, Victim
+from excise.errors import DataError
 from excise.seeding import Rng
 from excise.testing import (
     AttackContract,
@@ -19,6 +21,7 @@ from excise.testing import (
     DrawnContract,
     InverterContract,
     Planted,
+    ScannerContract,
     Snapshot,
     TriggerContract,
     differences,
@@ -31,6 +34,7 @@ from excise.types import (
     AllToOne,
     Backdoor,
     DefenderData,
+    Diagnosis,
     Edit,
     Evidence,
     LabelledImages,
@@ -268,6 +272,7 @@ def test_a_defense_whose_spec_says_too_little_fails():
         (AttackContract, "attack"),
         (DirtyLabelContract, "make"),
         (InverterContract, "inverter"),
+        (ScannerContract, "scanner"),
     ],
 )
 def test_a_suite_says_which_fixture_it_needs(suite, fixture):
@@ -383,6 +388,95 @@ def test_an_inverter_that_breaks_a_promise_fails(sin, test, planted):
     suite.test_it_leaves_the_given_network_as_it_was_when_interrupted(BadInverter(), planted)
     with pytest.raises((AssertionError, ValueError)):
         test(suite, BadInverter(sin), planted)
+
+
+@dataclass(frozen=True)
+class BadScanner:
+    sin: str = ""
+
+    def scan(self, model, data, rng, *, on_round=ignore_round):
+        calm = Diagnosis(False, 0.5, 1.0, (), (0.0,) * 10)
+        alarm = Diagnosis(True, 2.0, 1.0, (3, 4), (*[0.0] * 3, 2.0, 1.0, *[0.0] * 5))
+        stage = "scan"
+        match self.sin:
+            case "trains":
+                model.norm.train()
+            case "writes":
+                model.norm.running_mean += 1e-6
+            case "keeps silent":
+                return alarm
+            case "names no stage":
+                stage = 1
+            case "swallows interruptions":
+                with contextlib.suppress(Exception):
+                    on_round({"stage": stage})
+                return alarm
+        on_round({"stage": stage})
+        match self.sin:
+            case "contradicts itself":
+                return replace(calm, backdoored=True, targets=(3,))
+            case "names nobody":
+                return replace(alarm, targets=())
+            case "suspects without an alarm":
+                return replace(calm, targets=(3,))
+            case "names a class there is not":
+                return replace(alarm, targets=(10,))
+            case "names the second first":
+                return replace(alarm, targets=(4, 3))
+            case "forgets classes":
+                return replace(calm, per_class=(0.0,) * 9)
+            case "NaN":
+                return replace(calm, per_class=(float("nan"),) * 10)
+            case "tensors":
+                return replace(calm, statistic=torch.tensor(0.5))
+            case "draws":
+                return replace(calm, statistic=float(torch.rand(()) * 0.9))
+            case "asks for validation":
+                data.held_out("it")
+        return alarm
+
+
+INTERRUPTED = ScannerContract.test_it_leaves_the_given_network_as_it_was_when_interrupted
+
+
+@pytest.mark.parametrize(
+    ("sin", "test"),
+    [
+        ("contradicts itself", ScannerContract.test_its_diagnosis_agrees_with_itself),
+        ("names nobody", ScannerContract.test_its_diagnosis_agrees_with_itself),
+        ("suspects without an alarm", ScannerContract.test_its_diagnosis_agrees_with_itself),
+        ("names a class there is not", ScannerContract.test_its_diagnosis_agrees_with_itself),
+        ("names the second first", ScannerContract.test_its_diagnosis_agrees_with_itself),
+        ("forgets classes", ScannerContract.test_its_diagnosis_agrees_with_itself),
+        ("NaN", ScannerContract.test_its_diagnosis_is_json),
+        ("tensors", ScannerContract.test_its_diagnosis_is_json),
+        ("names no stage", ScannerContract.test_its_diagnosis_is_json),
+        ("keeps silent", INTERRUPTED),
+        ("swallows interruptions", INTERRUPTED),
+        ("asks for validation", ScannerContract.test_it_needs_no_validation_images),
+    ],
+)  # fmt: skip
+def test_a_scanner_that_breaks_a_promise_fails(sin, test, planted):
+    suite = ScannerContract()
+    test(suite, BadScanner(), planted)
+    with pytest.raises((AssertionError, TypeError, ValueError, DataError, pytest.fail.Exception)):
+        test(suite, BadScanner(sin), planted)
+
+
+@pytest.mark.parametrize(
+    ("sin", "test"),
+    [
+        ("trains", ScannerContract.test_it_leaves_the_given_network_as_it_was),
+        ("writes", ScannerContract.test_it_leaves_the_given_network_as_it_was),
+        ("draws", ScannerContract.test_it_leaves_the_given_network_as_it_was),
+        ("draws", ScannerContract.test_the_same_seed_gives_the_same_diagnosis),
+    ],
+)
+def test_a_scanner_that_touches_what_it_must_not_fails(sin, test, planted):
+    suite = ScannerContract()
+    test(suite, BadScanner(), planted, "eval")
+    with pytest.raises(AssertionError):
+        test(suite, BadScanner(sin), planted, "eval")
 
 
 @dataclass(frozen=True, kw_only=True)

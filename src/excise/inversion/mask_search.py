@@ -80,11 +80,11 @@ class MaskSearch:
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {},
-        # One step a round, of few images; λ moves from the start, and sooner.
+        # One step a round, of few images, and larger; λ moves from the start, and sooner.
         "fast": {
-            "rounds": 60, "round_images": 16, "batch_size": 16, "start_free": False,
+            "rounds": 80, "round_images": 12, "batch_size": 12, "start_free": False,
             "penalty": 0.01, "patience": 3, "stop_patience": 15, "success_rate": 0.9,
-            "give_up": 40,
+            "give_up": 40, "learning_rate": 0.3,
         },
     }  # fmt: skip
 
