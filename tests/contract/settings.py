@@ -160,12 +160,13 @@ DEFENSES: dict[str, Settings] = {
     "awm": Settings(
         quick={"outer": 2, "inner": 1},
         steps={"outer": 2, "inner": 1},
-        full={"outer": 5, "batch_size": 32},
+        full={"outer": 5, "batch_size": 64},
         convolution=True,
     ),
     "i-bau": Settings(
         quick={"rounds": 2},
         steps={"rounds": 2, "iterations": 2},
+        full={"rounds": 20, "batch_size": 50},
     ),
     "fmp": Settings(
         quick={"one_in": 4, "images": 2, "max_filters": 4, "epochs": 1},

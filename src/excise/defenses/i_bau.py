@@ -17,7 +17,10 @@ Departures from the authors' code, and why:
 3. Perturbed pixels stay in [0, 1]; the code lets them leave it, where no image can follow.
 4. Batches are drawn anew in every round, and the images' own predictions once.
 
-Its rounds are few: with the published batch of 100 and as many images it takes 5 steps in all.
+With 100 images the published batch makes 5 steps in all, and they can go astray: where the inner
+problem is not convex (I − η ∂²L_in) grows, v with its K-th power, and the second term swamps the
+first. On one development victim it was 19 times larger in round 1, 13,000 times in round 2, and the
+network called every image one class; nothing guards against it, as published.
 Measured: docs/defenses.md.
 """
 
