@@ -17,6 +17,8 @@ Departures from the published code (VinAIResearch/input-aware-backdoor-attack-re
 * Shares are exact per epoch (the published int(0.1 · 128) is 9.4 %); triggered images are rounded
   to 8 bits while gradients pass; milestones of 600 epochs become fractions of the recipe's.
 * The network's recipe is the victim's, as for every attack. Published: 600 epochs, rotations.
+
+It takes on CIFAR-10 with cross triggers: ASR 83.0 % after 20 epochs (width 16; docs/zoo.md).
 """
 
 from __future__ import annotations
