@@ -42,9 +42,7 @@ STRICT: ConfigDict = {
     "use_attribute_docstrings": True,
 }
 
-Kind = Literal[
-    "attack", "trigger", "defense", "inverter", "scanner", "detector", "model", "data"
-]
+Kind = Literal["attack", "trigger", "defense", "inverter", "scanner", "detector", "model", "data"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Maturity = Literal["stable", "beta", "experimental"]
 
@@ -372,7 +370,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "defense", "ulrl", "resets the outputs that unlearning moves most, and relearns (ULRL)",
         "Min, Pham, Sun: Unified Neural Backdoor Removal with Only Few Clean Samples through "
-        "Unlearning and Relearning (arXiv 2405.14781)",
+        "Unlearning and Relearning, 2024 (arXiv 2405.14781)",
         "beta", "excise.defenses.ulrl:ULRL",
         lowers_asr="It lowers ASR, but mends the classifier, not the features: on the planted "
         "network most triggered images are then called neither the target nor their own class.",
