@@ -265,34 +265,38 @@ METHODS: tuple[Method, ...] = (
         "Zheng, Tang, Li, Liu: Data-free Backdoor Removal based on Channel Lipschitzness, ECCV "
         "2022 (arXiv 2208.03111)",
         "beta", "excise.defenses.clp:CLP",
-        lowers_asr=True,
+        lowers_asr="A layer of fewer than 11 channels has none above u = 3: on the planted network, "
+        "whose first layers have 8, all of the backdoor stays.",
     ),
     Method(
         "defense", "bnp", "prunes the channels whose batch-norm statistics do not fit clean images",
         "Zheng, Tang, Li, Liu: Pre-activation Distributions Expose Backdoor Neurons, NeurIPS 2022",
         "beta", "excise.defenses.bnp:BNP",
-        lowers_asr=True,
+        lowers_asr="It lowers ASR, but at the published u = 3 half of the planted backdoor stays.",
     ),
     Method(
         "defense", "anp", "prunes the channels that a small change of scales turns against labels",
         "Wu, Wang: Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021 "
         "(arXiv 2110.14430)",
         "beta", "excise.defenses.anp:ANP",
-        lowers_asr=True,
+        lowers_asr="On the planted network ASR falls as far as asked, but two fifths of the triggered "
+        "images are read right, where half is asked.",
     ),
     Method(
         "defense", "rnp", "unlearns clean images, recovers masks, prunes what they give up",
-        "Li, Lyu, Koren, Lyu, Li, Xiao: Reconstructive Neuron Pruning for Backdoor Defense, ICML "
+        "Li, Lyu, Ma, Koren, Lyu, Li, Jiang: Reconstructive Neuron Pruning, ICML "
         "2023 (arXiv 2305.14876)",
         "beta", "excise.defenses.rnp:RNP",
-        lowers_asr=True,
+        lowers_asr="On the planted network its masks fall to 0 in channels that accuracy needs, so "
+        "that its rule prunes none.",
     ),
     Method(
         "defense", "nft", "tunes one mask a channel on mixed images",
         "Karim, Al Arafat, Khalid, Guo, Rahnavard: Augmented Neural Fine-Tuning for Efficient "
         "Backdoor Purification, ECCV 2024 (arXiv 2407.10052)",
         "beta", "excise.defenses.nft:NFT",
-        lowers_asr=True,
+        lowers_asr="On the planted network the published setting leaves four fifths of the "
+        "backdoor.",
     ),
     Method(
         "defense", "ft", "fine-tunes on clean images: the baseline",

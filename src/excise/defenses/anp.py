@@ -103,10 +103,13 @@ class ANP:
         )  # fmt: skip
         worked = working_copy(model)
         apply_edits(worked, edits, ())
-        notes = () if edits else ("No channel was pruned: every threshold cost too much.",)
+        notes = [] if edits else ["No channel was pruned: every threshold cost too much."]
+        if isinstance(rows[-1]["loss"], str):
+            where = f"iteration {rows[-1]['iteration']}"
+            notes.append(f"The masks diverged in {where}; those before it were kept.")
         seconds = {"mask": masked - start, "prune": time.perf_counter() - masked}
         history = (*rows, *pruned)
-        return Repair(finished(worked, model), edits, history, notes=notes, seconds=seconds)
+        return Repair(finished(worked, model), edits, history, notes=tuple(notes), seconds=seconds)
 
     def _learn(
         self, model: nn.Module, names: list[str], data: LabelledImages, rng: Rng, on_round: OnRound
