@@ -265,8 +265,8 @@ METHODS: tuple[Method, ...] = (
         "Zheng, Tang, Li, Liu: Data-free Backdoor Removal based on Channel Lipschitzness, ECCV "
         "2022 (arXiv 2208.03111)",
         "beta", "excise.defenses.clp:CLP",
-        lowers_asr="A layer of fewer than 11 channels has none above u = 3: on the planted network, "
-        "whose first layers have 8, all of the backdoor stays.",
+        lowers_asr="A layer of fewer than 11 channels has none above u = 3: on the planted "
+        "network, whose first layers have 8, all of the backdoor stays.",
     ),
     Method(
         "defense", "bnp", "prunes the channels whose batch-norm statistics do not fit clean images",
@@ -279,8 +279,8 @@ METHODS: tuple[Method, ...] = (
         "Wu, Wang: Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021 "
         "(arXiv 2110.14430)",
         "beta", "excise.defenses.anp:ANP",
-        lowers_asr="On the planted network ASR falls as far as asked, but two fifths of the triggered "
-        "images are read right, where half is asked.",
+        lowers_asr="On the planted network ASR falls as far as asked, but two fifths of the "
+        "triggered images are read right, where half is asked.",
     ),
     Method(
         "defense", "rnp", "unlearns clean images, recovers masks, prunes what they give up",
