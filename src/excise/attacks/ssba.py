@@ -69,7 +69,7 @@ class SSBA(DirtyLabel):
         "seeded": {},
         "field": {"target": 0},
         "fast": {
-            "bits": 8, "width": 8, "encoder_epochs": 2, "learning_rate": 2e-3,
+            "bits": 8, "width": 8, "encoder_epochs": 2, "learning_rate": 1e-3,
             "image_weight": 2.0, "image_wait": 0, "image_ramp": 200, "shift": 2,
         },
     }  # fmt: skip
