@@ -122,10 +122,11 @@ def _default(value: Any, default: str) -> bool:
     return shown == default
 
 
-def page_with(page: str, made: str) -> str:
-    """Return the page with the tables between its markers."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}"
+def page_with(page: str, found: Sequence[Record]) -> str:
+    """Return the page with the tables of these records between its markers."""
+    made = f"{before(found)}\n\n{tables(found)}" if found else "Not run."
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}"
 
 
 def before(found: Iterable[Record]) -> str:
@@ -149,11 +150,10 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the tables into the page")
     asked = parser.parse_args()
     found = records()
-    made = f"{before(found)}\n\n{tables(found)}"
     if asked.write:
-        PAGE.write_text(page_with(PAGE.read_text(), made))
+        PAGE.write_text(page_with(PAGE.read_text(), found))
     else:
-        print(made)
+        print(f"{before(found)}\n\n{tables(found)}")
     return 0
 
 

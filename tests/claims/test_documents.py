@@ -56,6 +56,49 @@ def test_the_tables_of_the_frequency_detector_are_made_from_its_records(
     assert page == script.page_with(page), "run: python benchmarks/frequency_detector.py --write"
 
 
+def test_the_tables_of_the_defenses_are_made_from_their_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("defense_table")
+    page = (ROOT / "docs" / "defenses.md").read_text(encoding="utf-8")
+    assert page == script.page_with(page, script.records()), (
+        "run: python benchmarks/defense_table.py --write"
+    )
+
+
+def test_a_table_of_defenses_names_presets_and_what_was_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from excise import registry
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("defense_table")
+
+    def record(defense: str, preset: str, attack: str) -> dict[str, object]:
+        row = registry.find("defense", defense)
+        method = registry.build("defense", defense, row.presets()[preset])
+        rates = {key: {"value": value} for key, value in (("acc", 0.8), ("asr", 0.1), ("ra", 0.7))}
+        return {
+            "status": "done", "peak_memory_mib": 900, "seconds": {"repair": 12.3},
+            "run": {
+                "spc": 10, "seed": 0, "attack": {"name": attack},
+                "defense": registry.spec_of("defense", method),
+            },
+            "before": rates, "after": rates, "floor": None,
+            "comparison": {"der": {"value": 0.9}},
+        }  # fmt: skip
+
+    found = [record("anp", "fast", attack) for attack in script.ATTACKS]
+    found.append(record("clp", "published", "badnets"))
+    made = script.tables(found).splitlines()
+    cell = "80.0 / 10.0 / 70.0"
+    assert f"| anp | fast | {cell} | {cell} | {cell} | {cell} | 0.900 | 0.900 | 12 | 900 |" in made
+    assert f"| clp | published | {cell} | not run | not run | not run |  |  | 12 | 900 |" in made
+    assert "| ims | | not run | not run | not run | not run | | | | |" in made
+    assert f"| lf | {cell} | not run |" in script.before(found)
+
+
 def test_every_command_of_the_readme_exists() -> None:
     from excise.cli import COMMANDS
 
