@@ -170,7 +170,7 @@ def test_losses_equal_the_plain_restatement(
         loss = loss + weight / 9 * (1 - masks.selection[i])
     gradients = torch.autograd.grad(loss, [masks.mask, masks.selection])
     measured = method._step(network, masks, stage, weight)(x, data.train.labels, 0.0)
-    assert float(measured) == pytest.approx(float(loss))
+    assert float(measured.detach()) == pytest.approx(float(loss.detach()))
     # AdamW's first step: decay, then the sign; then back into [0, 1].
     for name, g in zip(("mask", "selection"), gradients, strict=True):
         step = twin[name] * (1 - 0.02 * 0.01) - 0.02 * g / (g.abs() + 1e-8)
