@@ -33,11 +33,11 @@ from torch import nn
 from excise.models import dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import logits_of
 from excise.training.curve import Weights, bezier, connect, load_weights, weights_of
 from excise.training.finetune import fine_tune
+from excise.training.pairs import count_correct
 from excise.training.statistics import re_estimate
-from excise.types import DefenderData, LabelledImages, OnRound, Repair, Row, ignore_round
+from excise.types import DefenderData, OnRound, Repair, Row, ignore_round
 
 __all__ = ["MCR"]
 
@@ -122,13 +122,15 @@ class MCR:
             move(self.t)
             return [], ()
         held = data.held_out("MCR")
-        floor = _correct(given, held) - math.floor(self.max_accuracy_drop * len(held) + 1e-9)
+        floor = count_correct(given, held, 256) - math.floor(
+            self.max_accuracy_drop * len(held) + 1e-9
+        )
         right: dict[float, int] = {}
         rows: list[Row] = []
         for number in range(1, self.points + 1):
             t = number / (self.points + 1)
             move(t)
-            right[t] = _correct(worked, held)
+            right[t] = count_correct(worked, held, 256)
             rows.append({"stage": "choose", "t": t, "accuracy": right[t] / len(held)})
             on_round(rows[-1])
         kept = [t for t in right if right[t] >= floor]
@@ -138,8 +140,3 @@ class MCR:
         # Of two equally near the middle, the one nearer the fine-tuned end.
         move(min(reversed(kept), key=lambda t: round(abs(t - 0.5), 9)))
         return rows, notes
-
-
-def _correct(model: nn.Module, data: LabelledImages) -> int:
-    logits = logits_of(model, data.floats().to(dtype_of(model)), 256)
-    return int((logits.argmax(1) == data.labels).sum())

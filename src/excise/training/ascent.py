@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from excise.models import dtype_of
 from excise.seeding import Rng
 from excise.training.epochs import Epochs, set_rate, train_epochs
-from excise.training.pairs import logits_of
+from excise.training.pairs import count_correct
 from excise.types import Images, LabelledImages, Labels, OnRound, ignore_round
 
 __all__ = ["ascend"]
@@ -70,8 +70,7 @@ def ascend(
         nonlocal correct
         right, correct = correct, 0
         if not in_passing:
-            logits = logits_of(model, data.floats().to(dtype_of(model)), batch_size)
-            right = int((logits.argmax(1) == data.labels).sum())
+            right = count_correct(model, data, batch_size)
         # Whole images: 0.1 of ten images is one, whatever floats say.
         return right <= accuracy * len(data) + 1e-9
 

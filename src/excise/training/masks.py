@@ -75,11 +75,11 @@ def gammas(model: nn.Module, method: str) -> list[str]:
     return [f"{name}.weight" for name in batch_norms(model, method)]
 
 
-def clamp_masks(masks: Mapping[str, Tensor], low: float = 0.0, high: float = 1.0) -> None:
-    """Clip every mask to its range, in place."""
+def clamp_masks(masks: Mapping[str, Tensor]) -> None:
+    """Clip every mask to [0, 1], in place."""
     with torch.no_grad():
         for mask in masks.values():
-            mask.clamp_(low, high)
+            mask.clamp_(0, 1)
 
 
 @torch.no_grad()

@@ -10,17 +10,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from excise.models import dtype_of
 from excise.seeding import Rng
 from excise.training.tune import Tuned, tune
 from excise.types import Images, LabelledImages, Labels, OnRound, Trigger, round_to_8_bits
 
-__all__ = ["Paired", "logits_of", "tune_on_pairs"]
+__all__ = ["Paired", "count_correct", "logits_of", "tune_on_pairs"]
 
 
 def logits_of(model: nn.Module, images: Images, batch_size: int) -> Float[Tensor, "n k"]:
     """Return the logits of all images, computed ``batch_size`` at a time without gradients."""
     with torch.inference_mode():
         return torch.cat([model(batch) for batch in images.split(batch_size)]).float()
+
+
+def count_correct(model: nn.Module, data: LabelledImages, batch_size: int) -> int:
+    """Return how many images the network, in the mode it is in, calls by their label."""
+    logits = logits_of(model, data.floats().to(dtype_of(model)), batch_size)
+    return int((logits.argmax(1) == data.labels).sum())
 
 
 @dataclass(frozen=True, eq=False)

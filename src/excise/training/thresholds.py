@@ -8,23 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from excise.models import apply_edits, dtype_of
+from excise.models import apply_edits
 from excise.training.masks import edits_below
-from excise.training.pairs import logits_of
+from excise.training.pairs import count_correct
 from excise.types import Edit, Edits, LabelledImages, OnRound, Row
 
-__all__ = ["accuracy_of", "prune_below", "thresholds"]
+__all__ = ["prune_below", "thresholds"]
 
 
 def thresholds(step: float, last: float) -> list[float]:
     """Return 0, step, 2·step, … up to ``last``, without the errors of adding floats up."""
     return [number * step for number in range(int(last / step + 1e-9) + 1)]
-
-
-def accuracy_of(model: nn.Module, data: LabelledImages, batch_size: int) -> int:
-    """Return how many images the network, in the mode it is in, calls by their label."""
-    logits = logits_of(model, data.floats().to(dtype_of(model)), batch_size)
-    return int((logits.argmax(1) == data.labels).sum())
 
 
 def prune_below(
@@ -52,14 +46,14 @@ def prune_below(
         batch_size: images at a time.
         on_round: called after every threshold.
     """
-    before = accuracy_of(model, data, batch_size)
+    before = count_correct(model, data, batch_size)
     done: list[Edit] = []
     kept: Edits = ()
     rows: list[Row] = []
     for number, (threshold, new) in enumerate(_new_edits(masks, candidates), 1):
         apply_edits(model, tuple(new), ())
         done += [replace(edit, round=number) for edit in new]
-        correct = accuracy_of(model, data, batch_size)
+        correct = count_correct(model, data, batch_size)
         lost = before - correct
         # In whole images: with ten of them a drop of a tenth must not hang on rounding.
         holds = lost < allowed * before - 1e-9 if relative else lost <= allowed * len(data) + 1e-9
