@@ -75,6 +75,9 @@ class Repair:
     """Stands for everything drawn; the same seed gives the same result."""
     curve_images: int = 1000
     """Test images on which the pruning curve is replayed afterwards; 0: no curve."""
+    audit: bool = False
+    """Attack the repaired network afterwards: invert again, re-activate, relearn. Takes as long as
+    two searches for a trigger; status 1 if an attack succeeds."""
     device: str = "auto"
     """Where to work: auto, cpu, cuda, cuda:1."""
     overwrite: bool = False
@@ -131,6 +134,12 @@ def run(arguments: list[str]) -> int:
         console.print(outcome.record["verdict"]["sentence"])
         for finding in outcome.record["checks"]:
             console.print(f"{finding['level']}: {finding['message']}", markup=False)
+        for finding in outcome.record.get("audit", {}).get("findings", []):
+            word = {True: "withstood", False: "not withstood", None: "cannot be told"}
+            console.print(
+                f"audit, {finding['name']}: {word[finding['passed']]}. {finding['sentence']}",
+                markup=False,
+            )
         print(f"page: {page}")
     return 0 if outcome.record["verdict"]["ok"] else 1
 
@@ -159,6 +168,8 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
         paper_split=asked.paper_split,
         pool=pool,
     )
+    if asked.audit:
+        data.held_out("--audit")
     for finding in near_chance(evaluate(network, data.everything().to(device))):
         story.stage(f"{finding.level}: {finding.message}")
     trigger = backdoor.trigger if backdoor else None
@@ -186,6 +197,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
             },
         },
         curve_images=asked.curve_images,
+        audited=asked.audit,
     )
 
 

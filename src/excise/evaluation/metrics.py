@@ -1,7 +1,7 @@
-"""Rates with Wilson intervals, DER, and paired bootstrap intervals for differences.
+"""DER, and paired bootstrap intervals for differences; rates come from :mod:`excise.rates`.
 
-Sources: docs/conventions.md, "Metrics" and "Intervals". Wilson, JASA 1927; Efron, Annals of
-Statistics 1979 (percentile interval); DER: Zhu et al., FT-SAM, ICCV 2023, equation 7. The sign of
+Sources: docs/conventions.md, "Metrics" and "Intervals". Efron, Annals of Statistics 1979
+(percentile interval); DER: Zhu et al., FT-SAM, ICCV 2023, equation 7. The sign of
 ΔACC follows the paper: BackdoorBench's ``metric.py`` adds what it should subtract.
 
 Every fraction is in [0, 1]; nothing here is in percent.
@@ -10,15 +10,12 @@ Every fraction is in [0, 1]; nothing here is in percent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 from excise.errors import DataError, SpecError
+from excise.rates import CONFIDENCE, Interval, Rate
 
 __all__ = [
     "CONFIDENCE",
@@ -40,113 +37,7 @@ FloatArray = npt.NDArray[np.float64]
 #: How often each column of outcomes is true: of shape (resamples,), or (1,) for the real images.
 Totals = Mapping[str, FloatArray]
 
-CONFIDENCE = 0.95
 RESAMPLES = 10_000
-
-
-@lru_cache(maxsize=65536)
-def _wilson(count: int, n: int) -> tuple[float, float]:
-    found = binomtest(count, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How many of ``n`` images did something, with a Wilson 95 % interval.
-
-    Args:
-        count: how many did.
-        n: how many were looked at; with 0 there is no value and the interval is [0, 1].
-
-    Raises:
-        DataError: ``count`` does not lie in [0, n].
-    """
-
-    count: int
-    n: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.count <= self.n:
-            raise DataError(
-                "a count from 0 to n",
-                got=f"{self.count} of {self.n}",
-                remedy="Count the same images above and below the line.",
-            )
-
-    @classmethod
-    def of(cls, hits: BoolArray) -> Rate:
-        """Return the rate of True in ``hits``, of any shape."""
-        return cls(int(hits.sum()), int(hits.size))
-
-    @property
-    def value(self) -> float | None:
-        """The fraction, or None where nothing was looked at."""
-        return self.count / self.n if self.n else None
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return _wilson(self.count, self.n)[0] if self.n else 0.0
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return _wilson(self.count, self.n)[1] if self.n else 1.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return ``{"value", "low", "high", "count", "n"}``, ready for a record."""
-        return {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "count": self.count,
-            "n": self.n,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Rate:
-        """Return the rate :meth:`to_json` wrote; value and interval are computed anew.
-
-        Raises:
-            DataError: ``plain`` is not such a form.
-        """
-        try:
-            return cls(int(plain["count"]), int(plain["n"]))
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                'a rate {"count", "n", …}',
-                got=f"{plain!r}",
-                remedy="Write it with Rate.to_json.",
-            ) from error
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return ``{"value", "low", "high"}``, ready for a record."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Interval:
-        """Return the interval :meth:`to_json` wrote.
-
-        Raises:
-            DataError: ``plain`` is not such a form.
-        """
-        try:
-            return cls(float(plain["value"]), float(plain["low"]), float(plain["high"]))
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                'an interval {"value", "low", "high"}',
-                got=f"{plain!r}",
-                remedy="Write it with Interval.to_json.",
-            ) from error
 
 
 def _der(asr0: FloatArray, asr: FloatArray, acc0: FloatArray, acc: FloatArray) -> FloatArray:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from excise.audit import audit
 from excise.errors import ModelError
 from excise.evaluation import Evaluation, Limits, check, compare, evaluate, judge
 from excise.experiments.environment import environment, peak_memory_mib
@@ -28,12 +29,15 @@ from excise.registry import spec_of
 from excise.reports import write_report
 from excise.seeding import Rng
 from excise.types import (
+    AllToOne,
     Backdoor,
     DefenderData,
     Defense,
     Edit,
+    Evidence,
     LabelledImages,
     OnRound,
+    RecoveredTrigger,
     Repair,
     ignore_round,
 )
@@ -59,6 +63,8 @@ class Question:
         planted_asr: the ASR the victim's card states.
         described: where model and images come from, for the record.
         curve_images: test images on which the pruning curve is replayed; 0: no curve.
+        audited: attack the repaired network with the defender's images; with the backdoor's
+            trigger if it is known.
         before: how the given network does on ``test``, if that was measured before.
         floor: how its twin does, likewise.
     """
@@ -74,6 +80,7 @@ class Question:
     planted_asr: float | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
     curve_images: int = 1000
+    audited: bool = False
     before: Evaluation | None = None
     floor: Evaluation | None = None
 
@@ -143,8 +150,34 @@ def run_repair(
     on_stage("measuring")
     measured, pictures = _measure(question, repair, rng)
     record |= measured
+    if question.audited:
+        on_stage("attacking the repaired network")
+        began = time.perf_counter()
+        record |= _audited(question, repair, rng, record["verdict"], on_round)
+        seconds["audit"] = time.perf_counter() - began
     record["seconds"] = {**seconds, "total": time.perf_counter() - start}
     return Outcome(repair, record, pictures)
+
+
+def _audited(
+    question: Question, repair: Repair, rng: Rng, verdict: Mapping[str, Any], on_round: OnRound
+) -> dict[str, Any]:
+    """Return what attacks on the repaired network came to, and the verdict in their light."""
+    known, backdoor = None, question.backdoor
+    if backdoor is not None:
+        target = backdoor.rule.target if isinstance(backdoor.rule, AllToOne) else None
+        known = RecoveredTrigger(backdoor.trigger, target, Evidence(told=True))
+    report = audit(
+        question.model, repair.model, question.data, rng.child("audit"),
+        known=known, on_round=on_round,
+    )  # fmt: skip
+    if report.failed and verdict["ok"]:
+        names = " and ".join(finding.name for finding in report.failed)
+        sentence = f"Incomplete: the repair does not withstand the audit ({names}). Without it: "
+        rest = verdict["sentence"]
+        sentence += rest[:1].lower() + rest[1:]
+        verdict = {"status": "incomplete", "sentence": sentence, "ok": False}
+    return {"audit": report.to_json(), "verdict": dict(verdict)}
 
 
 def _measure(

@@ -19,9 +19,12 @@ from excise.errors import DataError
 
 __all__ = [
     "VERSION",
+    "Attack",
+    "Audit",
     "Check",
     "Count",
     "Evaluation",
+    "Figure",
     "Fraction",
     "Interval",
     "Layer",
@@ -154,6 +157,40 @@ class Verdict(Part):
     ok: bool | None = None
 
 
+class Figure(Part):
+    """A figure of an audit: a rate of ``n`` images, a number, or steps of at most ``most``."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: Count | None = None
+    most: Count | None = None
+
+    @model_validator(mode="after")
+    def _is_known_or_counts(self) -> Self:
+        if self.most is None and self.n != 0 and None in (self.value, self.low, self.high):
+            raise ValueError("a figure that does not count steps must have a value and an interval")
+        return self
+
+
+class Attack(Part):
+    """What one attack on the repaired network came to."""
+
+    name: str
+    passed: bool | None
+    sentence: str
+    values: dict[str, Figure] = {}
+    threshold: float | None = None
+    seconds: float | None = None
+
+
+class Audit(Part):
+    """All attacks on the repaired network, with the defender's images."""
+
+    findings: list[Attack]
+    told: bool = False
+
+
 class Picture(Part):
     """One test image: names of PNG files, its class, and what the network said."""
 
@@ -184,6 +221,7 @@ class Record(Part):
     assumed: list[str] | None = None
     notes: list[str] | None = None
     checks: list[Check] | None = None
+    audit: Audit | None = None
     seconds: dict[str, float | None] | None = None
     peak_memory_mib: float | None = None
     environment: dict[str, Any] | None = None

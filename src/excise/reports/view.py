@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from excise.reports import figures, formats
 from excise.reports.embedding import Embedded, embedded
-from excise.reports.record import Check, Evaluation, Picture, Record, doubts
+from excise.reports.record import Check, Evaluation, Figure, Picture, Record, doubts
 from excise.reports.table import table_of
 
 __all__ = ["view"]
@@ -49,6 +49,7 @@ def view(record: Record, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "filters": _filters(record),
         "confusion": _confusion(record),
         "checks": _checks(record),
+        "audit": _audit(record),
         "run": _run(record),
         "settings": list(_flat(record.spec or {})),
         "stages": _stages(record.history or []),
@@ -168,6 +169,78 @@ def _checks(record: Record) -> list[_Finding] | None:
         _Finding(c.name, _Word(*_LEVELS.get(c.level, (c.level, "warning"))), c.message)
         for c in every
     ]
+
+
+# --- The audit ---------------------------------------------------------------------------------
+
+#: name -> (title, what is done)
+_ATTACKS = {
+    "invert-again": (
+        "Invert again",
+        "Does the trigger recovered before the repair still work, and can a new one be found?",
+    ),
+    "reactivation": (
+        "Re-activation",
+        "Does a faint pattern on top of the trigger wake the backdoor again?",
+    ),
+    "relearning": (
+        "Relearning",
+        "Does the network learn its old trigger faster than a new one of the same size?",
+    ),
+}
+_PASSED = {
+    True: _Word("Withstood", "good"),
+    False: _Word("Not withstood", "bad"),
+    None: _Word("Cannot be told", "unknown"),
+}
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    title: str
+    question: str
+    level: _Word
+    sentence: str
+    values: list[tuple[str, str, str, str]]
+
+
+@dataclass(frozen=True)
+class _Audited:
+    told: bool
+    attacks: list[_Attacked]
+
+
+def _audit(record: Record) -> _Audited | None:
+    if record.audit is None:
+        return None
+    return _Audited(
+        record.audit.told,
+        [
+            _Attacked(
+                *_ATTACKS.get(one.name, (one.name, "")),
+                _PASSED[one.passed],
+                one.sentence,
+                [(name[:1].upper() + name[1:], *_figure(f)) for name, f in one.values.items()],
+            )
+            for one in record.audit.findings
+        ],
+    )
+
+
+def _figure(figure: Figure) -> tuple[str, str, str]:
+    """Return value, interval and base of a figure of an audit, as a person reads them."""
+    if figure.most is not None:
+        texts = [
+            f"{v:,.0f}" if v is not None else f"more than {figure.most:,}"
+            for v in (figure.value, figure.low, figure.high)
+        ]
+        return texts[0], f"{texts[1]} to {texts[2]}", "steps"
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "not measured", "", "no images"
+    if figure.n is not None:
+        interval = f"{formats.interval_text(figure.low, figure.high)}%"
+        return formats.percent(figure.value), interval, f"{figure.n:,} images"
+    return f"{figure.value:.2f}", f"{figure.low:.2f} to {figure.high:.2f}", ""
 
 
 # --- Pictures ---------------------------------------------------------------------------------

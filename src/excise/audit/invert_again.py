@@ -1,0 +1,111 @@
+"""Invert again: does the old trigger still work, and is there a new one that is as small?
+
+Kin: Wang et al.: Neural Cleanse, S&P 2019, section VI, tries reversed triggers on the patched
+network; the second search and the test are ours.
+
+Old trigger         recovered from the given network, by the inverter, or known
+Fails where         (a) the rate at which it steers held-back images of other classes on the
+                        repaired network lies, with its interval, above the larger of chance and
+                        the rate at which clean ones reach the class; or
+                    (b) the inverter finds a trigger for the same class in the repaired network
+                        that works so, and whose size is not larger than the old one's
+Size                ‖T(x) − x‖₁ averaged over the training images; not larger: the intervals meet
+
+Both searches draw the same numbers, so that what differs between them is the network. What an
+inverter finds in a network without a backdoor it finds here: its false alarms become this audit's.
+
+Measured: docs/audit.md.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from excise.audit.attacking import check_pair, flips, floor_of, size_of, trigger_of
+from excise.audit.finding import Figure, Finding, nothing, said
+from excise.audit.judging import judged
+from excise.inversion import NeuralCleanse
+from excise.models import device_of, dtype_of
+from excise.registry import STRICT
+from excise.seeding import Rng
+from excise.types import DefenderData, Inverter, OnRound, RecoveredTrigger, ignore_round
+
+__all__ = ["InvertAgain", "fast_inverter"]
+
+
+def fast_inverter() -> Inverter:
+    """Return Neural Cleanse with its fast settings."""
+    return NeuralCleanse(**NeuralCleanse.PRESETS["fast"])
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InvertAgain:
+    """Recover a trigger from the repaired network, and try the old one on it."""
+
+    inverter: Inverter = Field(default_factory=fast_inverter)
+    """How triggers are found, in the given network and in the repaired one."""
+
+    name: ClassVar[str] = "invert-again"
+
+    def audit(
+        self,
+        given: nn.Module,
+        repaired: nn.Module,
+        data: DefenderData,
+        rng: Rng,
+        *,
+        known: RecoveredTrigger | None = None,
+        on_round: OnRound = ignore_round,
+    ) -> Finding:
+        """Return whether the old trigger, or a new one of its class, works on the repaired net."""
+        start = time.perf_counter()
+        held = data.held_out("InvertAgain")
+        check_pair(given, repaired, held)
+        old = trigger_of(self.inverter, given, data, rng, known, on_round)
+        if old is None or old.target is None:
+            return nothing(self.name, start, known is not None)
+        target, floor = old.target, floor_of(repaired, old.target, held)
+        train = data.train.floats().to(device_of(repaired), dtype_of(repaired))
+        before, after = (flips(net, old, target, held) for net in (given, repaired))
+        clean = flips(repaired, None, target, held)
+        size = size_of(old, train)
+        values: dict[str, Figure] = {
+            "recovered trigger, given network": before,
+            "recovered trigger, repaired network": after,
+            "no trigger, repaired network": clean,
+            "size of the recovered trigger, in pixels": size,
+        }
+        label = data.train.classes[target]
+        passed = judged(after, floor, clean.value or 0.0)
+        sentence = (
+            f"The trigger recovered from the given network steers {said(after)} to {label!r} in "
+            f"the repaired one, {said(before)} before."
+        )
+        found = self.inverter.fit(repaired, data, rng.child("invert"), on_round=on_round)
+        # A told trigger was not found: it says nothing of the repaired network.
+        new = next((t for t in found if t.target == target and not t.evidence.told), None)
+        if new is not None:
+            rate, new_size = flips(repaired, new, target, held), size_of(new, train)
+            values |= {
+                "new trigger, repaired network": rate,
+                "size of the new trigger, in pixels": new_size,
+            }
+            small = new_size.low <= size.high
+            if rate.low > floor and small:
+                passed = False
+            index = new.evidence.anomaly
+            sentence += (
+                f" A second search finds a trigger for {label!r} of size {new_size.value:.1f}, the "
+                f"first had {size.value:.1f}"
+                + ("" if index is None else f" (anomaly index {index:.1f})")
+                + f"; it steers {said(rate)}."
+            )
+        elif not all(t.evidence.told for t in found) or not found:
+            sentence += f" A second search finds none for {label!r}."
+        seconds = time.perf_counter() - start
+        return Finding(self.name, passed, sentence, values, floor, seconds)
