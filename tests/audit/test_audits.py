@@ -214,3 +214,46 @@ def test_bad_input(planted: Planted, one: Callable[..., Any]) -> None:
 def test_fields_out_of_range_are_refused(make: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make(**fields)
+
+
+class Scripted:
+    """An inverter that finds what it is told, one trigger a call."""
+
+    def __init__(self, *found: RecoveredTrigger) -> None:
+        self.found = list(found)
+
+    def fit(self, *_: object, **__: object) -> list[RecoveredTrigger]:
+        return [self.found.pop(0)]
+
+
+class Corner(nn.Module):
+    """Says 3 where the first pixel is as bright as this, else 0."""
+
+    def __init__(self, bright: float) -> None:
+        super().__init__()
+        self.bright = bright
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hit = images[:, 0, 0, 0] >= self.bright
+        return nn.functional.one_hot(torch.where(hit, 3, 0), 10).float()
+
+
+def lift(images: torch.Tensor) -> torch.Tensor:
+    return (0.9 * images + 0.1).clamp(0, 1)  # all pixels by a little
+
+
+def corner(images: torch.Tensor) -> torch.Tensor:
+    changed = images.clone()
+    changed[:, :, 0, 0] = 0.5
+    return changed
+
+
+@pytest.mark.parametrize(("new", "passed"), [(corner, False), (torch.ones_like, None)])
+def test_a_new_trigger_fails_a_repair_only_if_it_is_no_larger(
+    planted: Planted, new: Callable[[torch.Tensor], torch.Tensor], passed: bool | None
+) -> None:
+    one = InvertAgain(inverter=Scripted(RecoveredTrigger(lift, 3), RecoveredTrigger(new, 3)))
+    found = one.audit(Corner(0.05), Corner(0.4), planted.data, Rng(1))
+    assert found.values["recovered trigger, repaired network"].value == 0
+    assert found.values["new trigger, repaired network"].value == 1
+    assert found.passed is passed

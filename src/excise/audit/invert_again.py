@@ -9,6 +9,7 @@ Fails where         (a) the rate at which it steers held-back images of other cl
                         the rate at which clean ones reach the class; or
                     (b) the inverter finds a trigger for the same class in the repaired network
                         that works so, and whose size is not larger than the old one's
+Cannot be told      where that trigger is larger: a weaker backdoor, or the inverter's false alarm
 Size                ‖T(x) − x‖₁ averaged over the training images; not larger: the intervals meet
 
 Both searches draw the same numbers, so that what differs between them is the network. What an
@@ -95,9 +96,10 @@ class InvertAgain:
                 "new trigger, repaired network": rate,
                 "size of the new trigger, in pixels": new_size,
             }
-            small = new_size.low <= size.high
-            if rate.low > floor and small:
+            if rate.low > floor and new_size.low <= size.high:
                 passed = False
+            elif rate.low > floor and passed:
+                passed = None
             index = new.evidence.anomaly
             sentence += (
                 f" A second search finds a trigger for {label!r} of size {new_size.value:.1f}, the "

@@ -93,12 +93,12 @@ class Reactivation:
         net = working_copy(repaired).requires_grad_(False)
         images = some.floats().to(device_of(net), dtype_of(net))
         rates = []
-        for stage, trigger in (("with", old), ("without", None)):
+        for number, trigger in enumerate((old, None), 1):
             with torch.no_grad():
                 x = images if trigger is None else trigger(images)
             pattern = self.search(net, x, target, rng.child("reactivate"))
             rates.append(flips(net, Perturbed(trigger, pattern), target, held))
-            on_round({"stage": "reactivate", "trigger": stage, "rate": rates[-1].value or 0.0})
+            on_round({"stage": "reactivate", "round": number, "rate": rates[-1].value or 0.0})
         attack, control = rates
         values: dict[str, Figure] = {
             "trigger and pattern": attack,

@@ -95,10 +95,8 @@ class Relearning:
             order = torch.randperm(h * w, generator=rng.torch(f"control/{number}"))
             trigger = Shuffled(old, order) if number else old
             curves.append(self.taught(repaired, trigger, target, data, rng.child("relearn")))
-            on_round({
-                "stage": "relearn", "trigger": "control" if number else "old",
-                "rate": curves[-1][-1].value or 0.0,
-            })  # fmt: skip
+            rate = curves[-1][-1].value or 0.0
+            on_round({"stage": "relearn", "round": number + 1, "rate": rate})
         passed, step, attack, control = decided(curves[0], curves[1:])
         values: dict[str, Figure] = {
             f"old trigger after {step} steps": attack,
