@@ -261,6 +261,10 @@ METHODS: tuple[Method, ...] = (
         "stable", "excise.defenses.grad_prune:GradPrune", lowers_asr=True,
     ),
     Method(
+        "defense", "soft-prune", "cuts filters in part, by the gradient of unlearning; ours",
+        "", "experimental", "excise.defenses.soft_prune:SoftPrune", lowers_asr=True,
+    ),
+    Method(
         "defense", "clp", "prunes the channels whose Lipschitz bound stands out; needs no image",
         "Zheng, Tang, Li, Liu: Data-free Backdoor Removal based on Channel Lipschitzness, ECCV "
         "2022 (arXiv 2208.03111)",
@@ -449,6 +453,18 @@ METHODS: tuple[Method, ...] = (
         "Xu, Huang, Li, Qin, Ren: Towards Reliable and Efficient Backdoor Trigger Inversion via "
         "Decoupling Benign Features, ICLR 2024",
         "beta", "excise.inversion.bti_dbf:BTIDBF",
+    ),
+    Method(
+        "inverter", "universal", "the smallest pattern to add that sends all images to one class",
+        "", "experimental", "excise.inversion.universal:Universal",
+    ),
+    Method(
+        "inverter", "spatial", "the smallest smooth warp that sends all images to one class",
+        "", "experimental", "excise.inversion.spatial:Spatial",
+    ),
+    Method(
+        "inverter", "sample-specific", "each image's own pixels, towards the class margins tell of",
+        "", "experimental", "excise.inversion.sample_specific:SampleSpecific",
     ),
     Method(
         "scanner", "neural-cleanse", "is some class reached by a far smaller patch than others?",

@@ -62,6 +62,9 @@ DEFENSES: dict[str, Settings] = {
         validation=True,
         convolution=True,
     ),
+    "soft-prune": Settings(
+        quick={"steps": 4}, steps={"steps": 2, "batch_size": 6}, full={}, convolution=True
+    ),
     "bti-dbf": Settings(
         quick={
             "width": 4, "pretrain_epochs": 1, "mask_epochs": 2, "generator_epochs": 2,

@@ -14,6 +14,13 @@ QUICK: dict[str, dict[str, object]] = {
     "neural-cleanse": {
         "rounds": 8, "round_images": 8, "success_rate": 0.5, "only_flagged": False,
     },
+    "universal": {
+        "rounds": 8, "batch_size": 8, "drop_after": 4, "success_rate": 0.3, "learning_rate": 0.1,
+    },
+    "spatial": {
+        "rounds": 8, "batch_size": 8, "drop_after": 4, "success_rate": 0.1, "learning_rate": 1.0,
+    },
+    "sample-specific": {"probe_images": 6, "steps": 2, "keep": 2},
 }  # fmt: skip
 
 

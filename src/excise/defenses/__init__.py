@@ -24,6 +24,7 @@ from excise.defenses.npd import NPD
 from excise.defenses.pbe import PBE
 from excise.defenses.rnp import RNP
 from excise.defenses.sau import SAU
+from excise.defenses.soft_prune import SoftPrune
 from excise.defenses.tsbd import TSBD
 from excise.defenses.ulrl import ULRL
 
@@ -54,4 +55,5 @@ __all__ = [
     "GradPrune",
     "NeuralCleanseUnlearning",
     "NoDefense",
+    "SoftPrune",
 ]

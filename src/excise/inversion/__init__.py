@@ -3,5 +3,8 @@
 from excise.inversion.bti_dbf import BTIDBF
 from excise.inversion.neural_cleanse import NeuralCleanse
 from excise.inversion.oracle import Oracle
+from excise.inversion.sample_specific import SampleSpecific
+from excise.inversion.spatial import Spatial
+from excise.inversion.universal import Universal
 
-__all__ = ["BTIDBF", "NeuralCleanse", "Oracle"]
+__all__ = ["BTIDBF", "NeuralCleanse", "Oracle", "SampleSpecific", "Spatial", "Universal"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from excise.inversion.anomaly import anomaly_indices
 from excise.models import device_of, dtype_of, in_mode
-from excise.types import Images, LabelledImages, Row
+from excise.types import Images, LabelledImages, Row, Trigger
 
 __all__ = ["Found", "MaskedTrigger", "flip_rate", "stamped"]
 
@@ -80,7 +80,7 @@ def stamped(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 
 
 def flip_rate(
-    model: nn.Module, trigger: MaskedTrigger, target: int, data: LabelledImages | None
+    model: nn.Module, trigger: Trigger, target: int, data: LabelledImages | None
 ) -> float | None:
     """Return the share of images of other classes that the trigger sends to ``target``.
 

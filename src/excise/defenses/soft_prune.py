@@ -1,0 +1,144 @@
+"""Soft-Prune: filters are cut in part, by the gradient of unlearning, while clean answers stay.
+
+No paper describes this method: it is ours, a first form of trigger-free gradient-guided pruning. It
+goes on from Grad-Prune (Dunnett et al., DSN-W 2024, arXiv 2405.03918) with any recovered trigger.
+
+Gates               m ∈ [0, 1], one for every filter of every convolution, 1 at first: W_i ← m_i W_i
+Clean answers       q(x) = (1 − μ) softmax f(x) + μ e_y, of the given network f and the true label y
+Loss                H(q(x), f_m(x)) + mean over triggers T of H(q(x), f_m(T(x)))
+H(q, z)             − Σ_k q_k log softmax(z)_k
+
+What it does otherwise than Grad-Prune, and why:
+
+1. A gate moves as far as the loss wants, not from 1 to 0: with ten validation images, whether a
+   whole filter may go is decided by one image; here no image decides alone, and every image the
+   inverter was given is used for both purposes.
+2. The answers of the given network on clean images stand beside the labels: a hundred hard labels
+   alone overfit.
+3. Images of the target class take part in unlearning too. Without them the network learns that a
+   trigger means any class but the target, and forgets the target class.
+4. Only weights of convolutions are gated; batch norm stays as it is, statistics included.
+
+The loss is what is minimized, at a fixed number of steps: nothing is stopped by a measurement.
+Measured: docs/methods/soft-prune.md.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from excise.errors import ModelError
+from excise.models import dtype_of, finished, prunable, trace, working_copy
+from excise.registry import STRICT
+from excise.seeding import Rng
+from excise.training import Masked, channel_masks, cosine, fold, set_rate, train_epochs
+from excise.training.masks import clamp_masks
+from excise.types import (
+    DefenderData,
+    Images,
+    Inverter,
+    Labels,
+    OnRound,
+    Repair,
+    ignore_round,
+)
+
+__all__ = ["SoftPrune", "soft_cross_entropy"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SoftPrune:
+    """Gradient-guided pruning in part, with any recovered trigger."""
+
+    inverter: Inverter
+    """Recovers triggers; ``Oracle(trigger)`` is told the true one."""
+    steps: Annotated[int, Field(ge=1)] = 60
+    """Steps of Adam on the gates; the last epoch is finished."""
+    batch_size: Annotated[int, Field(ge=2)] = 50
+    """Images a step, each of them clean and under every trigger."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """First rate of Adam on the gates; it falls to 0 along half a cosine."""
+    label_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """μ: how much the true label counts beside the given network's answer."""
+    max_triggers: Annotated[int, Field(ge=1)] = 2
+    """Triggers that are unlearned, of those found the strongest."""
+    include_gates: bool = False
+    """Also cut squeeze-excite convolutions."""
+
+    def repair(
+        self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
+    ) -> Repair:
+        """Return a copy of ``model`` with some filters made weaker.
+
+        Raises:
+            ModelError: the network has no convolution.
+        """
+        units = prunable(trace(model, data.train.floats()[:2]), include_gates=self.include_gates)
+        if not units:
+            raise ModelError(
+                "a network with convolutions, whose filters Soft-Prune cuts",
+                got=f"{type(model).__name__} without any",
+                remedy="Choose a defense that does not prune filters.",
+            )
+        start = time.perf_counter()
+        found = self.inverter.fit(model, data, rng.child("invert"), on_round=on_round)
+        triggers = found[: self.max_triggers]
+        assumed = ("the true trigger",) if any(t.evidence.told for t in triggers) else ()
+        inverted = time.perf_counter()
+        worked = working_copy(model).requires_grad_(False)
+        if not triggers:
+            return Repair(
+                finished(worked, model), (), (), notes=("No trigger was recovered.",),
+                seconds={"invert": inverted - start},
+            )  # fmt: skip
+        images, given = data.everything(), working_copy(model).requires_grad_(False)
+        gates = channel_masks(worked, [f"{unit.layer}.weight" for unit in units])
+        optimizer, gated = (
+            torch.optim.Adam(gates.values(), self.learning_rate),
+            Masked(worked, gates),
+        )
+        epochs = -(-self.steps * min(self.batch_size, len(images)) // len(images))
+
+        def step(batch: Images, labels: Labels, progress: float) -> Tensor:
+            x = batch.to(dtype_of(worked))
+            with torch.no_grad():
+                answers = given(x).softmax(1)
+                wanted = answers.lerp(F.one_hot(labels, answers.shape[1]).to(x), self.label_share)
+                changed = [t(x).contiguous(memory_format=torch.channels_last) for t in triggers]
+            loss = soft_cross_entropy(gated(x), wanted)
+            for triggered in changed:
+                loss = loss + soft_cross_entropy(gated(triggered), wanted) / len(changed)
+            if not loss.isfinite():  # the gates stay as they were, and the epoch is the last
+                return loss
+            optimizer.zero_grad()
+            loss.backward()
+            set_rate(optimizer, cosine(self.learning_rate, progress, epochs))
+            optimizer.step()
+            clamp_masks(gates)
+            return loss
+
+        # Eval mode is what is cut and what is used: batch norm's statistics stay as they are.
+        tuned = train_epochs(
+            worked, images, step, rng, epochs=epochs, batch_size=self.batch_size,
+            stage="gates", training=False, on_round=on_round,
+        )  # fmt: skip
+        final = {name: gate.detach() for name, gate in gates.items()}
+        fold(worked, final)
+        every = torch.cat(list(final.values()))
+        weak = f"{int((every < 0.5).sum())} of {len(every)} filters were cut by more than half."
+        seconds = {"invert": inverted - start, "gates": time.perf_counter() - inverted}
+        return Repair(
+            finished(worked, model), (), tuned.history, assumed, (weak, *tuned.notes), seconds
+        )
+
+
+def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean over images of − Σ_k q_k log softmax(z)_k, both ``(n, k)``."""
+    return -(wanted * logits.log_softmax(1)).sum(1).mean()

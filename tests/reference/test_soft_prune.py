@@ -1,0 +1,134 @@
+"""Soft-Prune against hand-worked values and a plain restatement of its first step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from excise.defenses import SoftPrune
+from excise.defenses.soft_prune import soft_cross_entropy
+from excise.seeding import Rng
+from excise.types import DefenderData, Evidence, LabelledImages, RecoveredTrigger
+
+RATE = 0.02
+
+
+def darker(images):
+    return images * 0.5
+
+
+def inverted(images):
+    return 1 - images
+
+
+class Given:
+    """An inverter that hands over what it was given."""
+
+    def __init__(self, *triggers) -> None:
+        self.triggers = triggers
+
+    def fit(self, model, data, rng, *, on_round=lambda row: None):
+        return [RecoveredTrigger(t, 0, Evidence()) for t in self.triggers]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+    with torch.no_grad():  # strong enough that no filter is all but dead
+        for parameter in net.parameters():
+            parameter.mul_(3)
+    return net.double().eval()
+
+
+@pytest.fixture
+def data():
+    # Images of fewer than 8 rows are not cropped, and these are not mirrored: nothing is random.
+    images = torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    return DefenderData(LabelledImages(images, labels, ("a", "b", "c")), None, "made here")
+
+
+def test_the_loss_of_a_soft_answer_is_as_worked_by_hand() -> None:
+    # softmax(0, ln 3) = (1/4, 3/4); −(ln ¼ + ln ¾) / 2 = .8370
+    logits, wanted = torch.tensor([[0.0, 3.0]]), torch.tensor([[0.5, 0.5]])
+    logits[0, 1] = torch.tensor(3.0).log()
+    assert soft_cross_entropy(logits, wanted).item() == pytest.approx(0.8370, abs=1e-4)
+
+
+@pytest.mark.parametrize("triggers", [(darker,), (darker, inverted)])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_first_step_lowers_the_gates_whose_gradient_is_positive(
+    network, data, triggers, share
+) -> None:
+    method = SoftPrune(
+        inverter=Given(*triggers), steps=1, batch_size=6, learning_rate=RATE, label_share=share
+    )
+    repaired = method.repair(network, data, Rng(0)).model
+
+    x, y = data.train.images, data.train.labels
+    convolutions = [network[0], network[2]]
+    gates = [torch.ones(len(c.weight), 1, 1, 1, dtype=x.dtype) for c in convolutions]
+    for gate in gates:
+        gate.requires_grad_()
+
+    def gated(images):
+        one, two = convolutions
+        z = nn.functional.conv2d(images, one.weight * gates[0], one.bias, padding=1)
+        z = nn.functional.conv2d(z.relu(), two.weight * gates[1], two.bias)
+        return network[6](z.relu().mean((2, 3)))
+
+    with torch.no_grad():
+        wanted = network(x).softmax(1)
+        wanted = (1 - share) * wanted + share * torch.eye(3, dtype=x.dtype)[y]
+    total = -(wanted * gated(x).log_softmax(1)).sum(1).mean()
+    for t in triggers:
+        total = total - (wanted * gated(t(x)).log_softmax(1)).sum(1).mean() / len(triggers)
+    for index, gradient in zip((0, 2), torch.autograd.grad(total, gates), strict=True):
+        # Adam's first step is the rate, downhill; a gate never exceeds 1.
+        sure = gradient.abs() > 1e-5
+        expected = torch.where(gradient > 0, 1 - RATE, 1.0).to(x)
+        got = repaired[index].weight / network[index].weight
+        close = ((got - expected).abs() < 1e-4) | ~sure
+        assert close.all()
+        assert torch.equal(repaired[index].bias, network[index].bias)
+        assert (gradient > 1e-5).any()
+    assert torch.equal(repaired[6].weight, network[6].weight)
+
+
+def test_only_the_strongest_triggers_are_unlearned(network, data) -> None:
+    def repaired(*triggers, **fields):
+        method = SoftPrune(inverter=Given(*triggers), steps=3, batch_size=6, **fields)
+        return method.repair(network, data, Rng(0)).model[0].weight
+
+    assert torch.equal(repaired(darker, inverted, max_triggers=1), repaired(darker))
+    assert not torch.equal(repaired(darker, inverted), repaired(darker))
+
+
+def test_without_a_trigger_nothing_is_cut_and_it_says_so(network, data) -> None:
+    repair = SoftPrune(inverter=Given()).repair(network, data, Rng(0))
+    assert repair.notes == ("No trigger was recovered.",)
+    assert torch.equal(repair.model(data.train.images), network(data.train.images))
+
+
+def test_gates_stay_in_range_and_it_says_how_many_filters_were_cut(network, data) -> None:
+    method = SoftPrune(inverter=Given(inverted), steps=30, learning_rate=0.5)
+    repair = method.repair(network, data, Rng(0))
+    ratios = [repair.model[k].weight / network[k].weight for k in (0, 2)]
+    assert all(bool(((r >= 0) & (r <= 1)).all()) for r in ratios)
+    cut = sum(int((r.flatten(1)[:, 0] < 0.5).sum()) for r in ratios)
+    assert repair.notes == (f"{cut} of 9 filters were cut by more than half.",)
+    assert cut > 0
+
+
+def test_a_network_that_diverges_stops_with_the_last_good_state(network, data) -> None:
+    def infinite(images):
+        return images * float("inf")
+
+    repair = SoftPrune(inverter=Given(infinite), steps=5).repair(network, data, Rng(0))
+    assert any("diverged" in note for note in repair.notes)
+    assert torch.equal(repair.model[0].weight, network[0].weight)
