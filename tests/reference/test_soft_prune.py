@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from excise.defenses import SoftPrune
-from excise.defenses.soft_prune import soft_cross_entropy
 from excise.seeding import Rng
 from excise.types import DefenderData, Evidence, LabelledImages, RecoveredTrigger
 
@@ -57,7 +56,7 @@ def test_the_loss_of_a_soft_answer_is_as_worked_by_hand() -> None:
     # softmax(0, ln 3) = (1/4, 3/4); −(ln ¼ + ln ¾) / 2 = .8370
     logits, wanted = torch.tensor([[0.0, 3.0]]), torch.tensor([[0.5, 0.5]])
     logits[0, 1] = torch.tensor(3.0).log()
-    assert soft_cross_entropy(logits, wanted).item() == pytest.approx(0.8370, abs=1e-4)
+    assert nn.functional.cross_entropy(logits, wanted).item() == pytest.approx(0.8370, abs=1e-4)
 
 
 @pytest.mark.parametrize("triggers", [(darker,), (darker, inverted)])

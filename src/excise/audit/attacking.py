@@ -11,6 +11,7 @@ from scipy.stats import t as student
 from torch import nn
 
 from excise.errors import ModelError
+from excise.inversion.measure import changes
 from excise.models import device_of, dtype_of, in_mode
 from excise.models.checking import logits_of
 from excise.rates import CONFIDENCE, Interval, Rate
@@ -102,9 +103,7 @@ def size_of(trigger: Trigger, images: Images) -> Interval:
     The interval is Student's, over the images; of a single image nothing is known but that no
     change is larger than the image.
     """
-    with torch.no_grad():
-        each = [(trigger(some) - some).abs().flatten(1).sum(1).cpu() for some in images.split(256)]
-    sizes = torch.cat(each).double().numpy()
+    sizes = changes(trigger, images).cpu().numpy()
     mean, n = float(sizes.mean()), len(sizes)
     if n == 1:
         return Interval(mean, 0.0, float(images[0].numel()))

@@ -14,11 +14,7 @@ from excise.rates import Interval, Rate
 from excise.seeding import Rng
 from excise.types import DefenderData, OnRound, RecoveredTrigger, ignore_round
 
-__all__ = ["DOUBT", "Audit", "Figure", "Finding", "judged", "nothing", "said"]
-
-#: Rates whose upper end lies under this are low enough to pass: the trigger is far from reliable.
-DOUBT = 0.5
-
+__all__ = ["Audit", "Figure", "Finding", "nothing", "said"]
 
 Figure = Rate | Interval | Steps
 
@@ -85,25 +81,6 @@ class Audit(Protocol):
             ModelError: the networks do not tell the same classes apart.
         """
         ...
-
-
-def judged(attack: Rate, beside: float, natural: float) -> bool | None:
-    """Return whether a repair withstood an attack that reached this rate.
-
-    It did not where the whole interval lies above ``beside``. It did where the upper end lies under
-    :data:`DOUBT`, or where the rate is no higher than ``natural``. Else, and where there are too
-    few images for any rate to lie under it (fewer than 4), it cannot be told.
-
-    Args:
-        attack: how many held-back images reached the class.
-        beside: what its lower end has to exceed to fail, such as a control's upper end.
-        natural: what would have reached the class anyhow, such as a control's rate.
-    """
-    if attack.low > beside:
-        return False
-    if attack.value is None or Rate(0, attack.n).high >= DOUBT:
-        return None
-    return True if attack.high < DOUBT or attack.value <= natural else None
 
 
 def nothing(name: str, start: float, told: bool = False) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from excise.audit.attacking import check_pair, trigger_of
-from excise.audit.finding import Audit, Finding
+from excise.audit.finding import Audit, Finding, nothing
 from excise.audit.invert_again import InvertAgain, fast_inverter
 from excise.audit.reactivation import Reactivation
 from excise.audit.relearning import Relearning
@@ -86,15 +87,12 @@ def audit(
     for one in audits:
         trigger = recovered if known is None or isinstance(one, InvertAgain) else known
         if trigger is None:
-            findings.append(Finding(one.name, None, _NOTHING))
+            findings.append(nothing(one.name, time.perf_counter()))
         else:
             findings.append(one.audit(given, repaired, data, rng, known=trigger, on_round=on_round))
     return AuditReport(
         tuple(findings), {one.name: _settings(one) for one in audits}, known is not None
     )
-
-
-_NOTHING = "Nothing to audit with: no trigger that works was recovered from the given network."
 
 
 def _settings(method: Any) -> dict[str, Any]:

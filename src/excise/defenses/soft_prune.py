@@ -50,7 +50,7 @@ from excise.types import (
     ignore_round,
 )
 
-__all__ = ["SoftPrune", "soft_cross_entropy"]
+__all__ = ["SoftPrune"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,10 +100,8 @@ class SoftPrune:
             )  # fmt: skip
         images, given = data.everything(), working_copy(model).requires_grad_(False)
         gates = channel_masks(worked, [f"{unit.layer}.weight" for unit in units])
-        optimizer, gated = (
-            torch.optim.Adam(gates.values(), self.learning_rate),
-            Masked(worked, gates),
-        )
+        optimizer = torch.optim.Adam(gates.values(), self.learning_rate)
+        gated = Masked(worked, gates)
         epochs = -(-self.steps * min(self.batch_size, len(images)) // len(images))
 
         def step(batch: Images, labels: Labels, progress: float) -> Tensor:
@@ -112,9 +110,9 @@ class SoftPrune:
                 answers = given(x).softmax(1)
                 wanted = answers.lerp(F.one_hot(labels, answers.shape[1]).to(x), self.label_share)
                 changed = [t(x).contiguous(memory_format=torch.channels_last) for t in triggers]
-            loss = soft_cross_entropy(gated(x), wanted)
+            loss = F.cross_entropy(gated(x), wanted)
             for triggered in changed:
-                loss = loss + soft_cross_entropy(gated(triggered), wanted) / len(changed)
+                loss = loss + F.cross_entropy(gated(triggered), wanted) / len(changed)
             if not loss.isfinite():  # the gates stay as they were, and the epoch is the last
                 return loss
             optimizer.zero_grad()
@@ -137,8 +135,3 @@ class SoftPrune:
         return Repair(
             finished(worked, model), (), tuned.history, assumed, (weak, *tuned.notes), seconds
         )
-
-
-def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean over images of − Σ_k q_k log softmax(z)_k, both ``(n, k)``."""
-    return -(wanted * logits.log_softmax(1)).sum(1).mean()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from excise.inversion.masked import flip_rate
 from excise.types import DefenderData, Evidence, Images, Trigger
 
-__all__ = ["evidence_of", "mean_change"]
+__all__ = ["changes", "evidence_of", "mean_change"]
+
+
+def changes(trigger: Trigger, images: Images) -> Float[Tensor, " n"]:
+    """Return the L1 norm of what the trigger changes in each image, in pixels, as doubles."""
+    with torch.no_grad():
+        each = [(trigger(some) - some).abs().flatten(1).sum(1) for some in images.split(256)]
+    return torch.cat(each).double()
 
 
 def mean_change(trigger: Trigger, images: Images) -> float:
     """Return the L1 norm of what the trigger changes, averaged over images, in pixels."""
-    with torch.no_grad():
-        total = sum(float((trigger(some) - some).abs().sum()) for some in images.split(256))
-    return total / len(images)
+    return float(changes(trigger, images).mean())
 
 
 def evidence_of(
