@@ -467,6 +467,14 @@ METHODS: tuple[Method, ...] = (
         "", "experimental", "excise.inversion.sample_specific:SampleSpecific",
     ),
     Method(
+        "inverter", "combined", "a pattern and a patch of the class three tests suspect most",
+        "", "experimental", "excise.inversion.combined:Combined",
+    ),
+    Method(
+        "scanner", "combined", "margin, patch and pattern together, calibrated on clean networks",
+        "", "experimental", "excise.detection.combined:CombinedScan",
+    ),
+    Method(
         "scanner", "neural-cleanse", "is some class reached by a far smaller patch than others?",
         "Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao: Neural Cleanse, S&P 2019",
         "beta", "excise.detection.neural_cleanse:NeuralCleanseScan",

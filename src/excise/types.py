@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -308,7 +308,8 @@ class Evidence:
     Args:
         flip_rate: fraction of held-back images the trigger sends to ``target``.
         size: L1 norm of its mask or of its perturbation, averaged over images, in pixels.
-        anomaly: how far its class stands out among all classes, in MAD units.
+        anomaly: how far its class stands out among all classes: in MAD units, or as the inverter
+            says.
         told: True if the trigger was given, not found.
     """
 
@@ -409,6 +410,9 @@ class Diagnosis:
         per_class: for each class how suspicious it is, in the method's own unit.
         notes: what a reader should know of how it went, and what it cannot see.
         seconds: wall-clock time of each stage.
+        tests: where it puts several tests together, how suspicious each class is in each of them.
+        triggers: those it recovered for the class it looked at most closely; none if it recovers
+            none.
     """
 
     backdoored: bool
@@ -418,6 +422,22 @@ class Diagnosis:
     per_class: tuple[float, ...]
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    tests: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    triggers: tuple[RecoveredTrigger, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the triggers themselves, as plain values for a record."""
+        return {
+            "backdoored": self.backdoored,
+            "statistic": self.statistic,
+            "threshold": self.threshold,
+            "targets": list(self.targets),
+            "per_class": list(self.per_class),
+            "notes": list(self.notes),
+            "seconds": dict(self.seconds),
+            "tests": {test: list(each) for test, each in self.tests.items()},
+            "triggers": [{"target": one.target, **asdict(one.evidence)} for one in self.triggers],
+        }
 
 
 @runtime_checkable

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from excise import registry
 from excise.defenses import MMBM
 from excise.detection import MMBD
-from excise.detection.mm_bd import largest_stands_out, margins
+from excise.detection.mm_bd import largest_stands_out
 from excise.errors import DataError, ModelError, SpecError
+from excise.inversion.margin_climb import margins
 from excise.models import Clamped, additions, build_model, load_bundle, save_bundle
 from excise.seeding import Rng
 from excise.testing import differences

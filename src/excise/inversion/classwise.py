@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated
 
 import torch
@@ -35,13 +37,28 @@ from excise.seeding import Rng
 from excise.types import (
     DefenderData,
     Images,
+    LabelledImages,
     OnRound,
     RecoveredTrigger,
     Trigger,
     ignore_round,
 )
 
-__all__ = ["ClasswiseSearch"]
+__all__ = ["ClasswiseSearch", "Searched"]
+
+
+@plain_dataclass(frozen=True, eq=False)
+class Searched:
+    """What a search has found.
+
+    Args:
+        triggers: by class, of the classes that were kept and have one.
+        sizes: of every class, after the last round in which all took part: the mean change its
+            trigger makes to an image, in pixels; None for a class that had none.
+    """
+
+    triggers: Mapping[int, Trigger]
+    sizes: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -98,8 +115,27 @@ class ClasswiseSearch(ABC):
 
         The training images are searched with; the validation images say how often each works.
         """
+        found = self.search(model, data.train, rng, on_round=on_round)
+        indices = anomaly_indices(found.sizes)
+        recovered = [
+            RecoveredTrigger(trigger, t, evidence_of(model, trigger, t, data, indices[t]))
+            for t, trigger in found.triggers.items()
+        ]
+        return sorted(recovered, key=lambda one: one.evidence.size or 0.0)
+
+    def search(
+        self, model: nn.Module, data: LabelledImages, rng: Rng, *, on_round: OnRound = ignore_round
+    ) -> Searched:
+        """Return the triggers of the classes that were kept, and how the classes compared.
+
+        Args:
+            model: comes back as it was given.
+            data: the images to change; their labels play no part.
+            rng: draws the images of each round.
+            on_round: called after every round.
+        """
         net = working_copy(model).requires_grad_(False)
-        images = data.train.floats().to(device_of(net), dtype_of(net))
+        images = data.floats().to(device_of(net), dtype_of(net))
         numbers = self.start(images, data.num_classes).requires_grad_()
         optimizer = torch.optim.Adam([numbers], self.learning_rate)
         kept, equal = numbers.detach().clone(), None
@@ -130,13 +166,8 @@ class ClasswiseSearch(ABC):
                 "stage": "search", "round": number, "searching": len(searching),
                 "left": len(race.left), "found": len(race.found()),
             })  # fmt: skip
-        indices = anomaly_indices(equal or self._sizes(images, kept, race))
-        found = {t: self.trigger(kept[t].clone()) for t in race.found()}
-        recovered = [
-            RecoveredTrigger(trigger, t, evidence_of(net, trigger, t, data, indices[t]))
-            for t, trigger in found.items()
-        ]
-        return sorted(recovered, key=lambda one: one.evidence.size or 0.0)
+        sizes = equal or self._sizes(images, kept, race)
+        return Searched({t: self.trigger(kept[t].clone()) for t in race.found()}, tuple(sizes))
 
     def _add_gradient(
         self, net: nn.Module, images: Images, numbers: Tensor, weights: list[float], some: list[int]

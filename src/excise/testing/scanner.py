@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from typing import Any
@@ -83,7 +82,7 @@ class ScannerContract:
         """It goes into the record, as does each round; figures are plain and finite."""
         calls: list[Row] = []
         said = scanner.scan(planted.network(), planted.data, Rng(3), on_round=calls.append)
-        json.dumps(dataclasses.asdict(said), allow_nan=False)
+        json.dumps(said.to_json(), allow_nan=False)
         json.dumps([dict(row) for row in calls], allow_nan=False)
         assert type(said.backdoored) is bool
         figures = (said.statistic, said.threshold, *said.per_class, *said.seconds.values())
@@ -132,4 +131,4 @@ def scan(scanner: Detector, model: nn.Module, data: DefenderData, seed: int = 3)
 
 def story(said: Diagnosis) -> dict[str, Any]:
     """Return everything a diagnosis says but how long it took."""
-    return {k: v for k, v in dataclasses.asdict(said).items() if k != "seconds"}
+    return {k: v for k, v in said.to_json().items() if k != "seconds"}

@@ -1,0 +1,142 @@
+"""Combined: one verdict of three tests, at a false-alarm rate counted on clean networks.
+
+Tests and their sum for a class: :mod:`excise.inversion.suspects`.
+
+Statistic           S = the largest sum over the classes
+p                   (1 + number of calibrating networks with S or more) / (1 + their number): for a
+                    clean network like them, the chance of a statistic as large (conformal; Vovk,
+                    Gammerman, Shafer: Algorithmic Learning in a Random World, 2005, chapter 2)
+Alarm               where p ≤ ``alarm_rate``
+
+The calibrating networks are clean, small, of known architectures; their statistics are in
+``calibration.json``, written by ``benchmarks/scan_networks.py`` beside this file. None of them, and
+none with a backdoor, is among those the scanner is measured on. For an architecture that is not
+among them the diagnosis says so.
+
+No paper describes this method: it is ours. Measured: docs/scan.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from excise.errors import DataError, SpecError
+from excise.inversion.combined import recovered
+from excise.inversion.outlying import LEAST
+from excise.inversion.suspects import compare
+from excise.registry import STRICT
+from excise.seeding import Rng
+from excise.types import DefenderData, Diagnosis, OnRound, ignore_round
+
+__all__ = ["CombinedScan", "family", "threshold"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CombinedScan:
+    """Margin, patch and pattern together; the alarm is calibrated on clean networks."""
+
+    alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Clean networks that raise an alarm, at most, among networks like the calibrating ones."""
+    effort: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Share of the usual rounds that each test gets; the calibration is of 1."""
+
+    def scan(
+        self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
+    ) -> Diagnosis:
+        """Return the diagnosis, with the triggers of the most suspicious class; all images serve.
+
+        Raises:
+            DataError: fewer than four classes.
+            ModelError: logits that are not finite.
+            SpecError: an alarm rate that takes more calibrating networks than there are.
+        """
+        if data.num_classes < LEAST:
+            raise DataError(
+                f"at least {LEAST} classes, to compare one with the others",
+                got=f"{data.num_classes}",
+                remedy="A network of fewer classes cannot be scanned so; repair it anyway.",
+            )
+        clean = [float(one["statistic"]) for one in calibration()]
+        limit = threshold(clean, self.alarm_rate)
+        everything = DefenderData(data.everything(), None, data.pool)
+        suspects = compare(model, everything.train, rng, effort=self.effort, on_round=on_round)
+        total = suspects.together()
+        target = suspects.ranked()[0]
+        statistic = total[target]
+        backdoored = statistic >= limit
+        as_large = sum(one >= statistic for one in clean)
+        return Diagnosis(
+            backdoored=backdoored,
+            statistic=statistic,
+            threshold=limit,
+            targets=(target,) if backdoored else (),
+            per_class=tuple(total),
+            notes=(
+                f"Of {len(clean)} clean networks {as_large or 'none'} had a statistic as large: "
+                f"p = {(1 + as_large) / (1 + len(clean)):.3f}.",
+                *self._reservations(model),
+            ),
+            seconds=dict(suspects.seconds),
+            tests={test: tuple(each) for test, each in suspects.by_test().items()},
+            triggers=tuple(recovered(suspects, model, everything, 1)),
+        )
+
+    def _reservations(self, model: nn.Module) -> list[str]:
+        notes = []
+        known = sorted({str(one["family"]) for one in calibration()})
+        if family(model) not in known:
+            notes.append(
+                f"The false-alarm rate is not calibrated for this architecture, but on "
+                f"{' and '.join(known)}."
+            )
+        if self.effort != 1:
+            notes.append("The false-alarm rate is calibrated for effort 1, not for this one.")
+        notes.append(
+            "It sees one target class at most, and a backdoor only where one small patch or one "
+            "pattern, the same for all images, comes near its trigger."
+        )
+        return notes
+
+
+def family(model: nn.Module) -> str:
+    """Return a network's architecture without its options; its class where it has no name."""
+    return str(getattr(model, "arch", type(model).__name__)).partition(",")[0]
+
+
+def threshold(clean: list[float], alarm_rate: float) -> float:
+    """Return the statistic from which p ≤ ``alarm_rate``.
+
+    Args:
+        clean: the statistics of clean networks.
+        alarm_rate: in (0, 1).
+
+    Raises:
+        SpecError: with so few networks p is never that small.
+    """
+    allowed = math.floor(alarm_rate * (len(clean) + 1) + 1e-9) - 1
+    if allowed < 0:
+        raise SpecError(
+            f"an alarm rate of at least {1 / (len(clean) + 1):.3f}, with {len(clean)} clean "
+            "networks to compare",
+            got=str(alarm_rate),
+            remedy="Ask for a larger rate.",
+        )
+    descending = sorted(clean, reverse=True)
+    # One of so many may be as large; from just above the next one on, no more are.
+    return math.nextafter(descending[allowed], math.inf) if allowed < len(clean) else 0.0
+
+
+@cache
+def calibration() -> list[dict[str, Any]]:
+    """Return the calibrating networks: name, family, classes, statistic."""
+    text = files("excise.detection").joinpath("calibration.json").read_text(encoding="utf-8")
+    found: list[dict[str, Any]] = json.loads(text)["networks"]
+    return found

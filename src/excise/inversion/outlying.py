@@ -1,0 +1,51 @@
+"""How surprising one class's number would be, if it came from where the others' come from.
+
+Numbers             v_1 … v_K, one a class, such as the logarithms of the smallest triggers' sizes
+Of class c          d_c = (m − v_c) / (s √(1 + 1 / (K − 1))), m and s the mean and the standard
+                    deviation of the others
+Normal others       d_c follows Student's t distribution of K − 2 degrees; its upper tail is p_c
+Of K classes        1 − (1 − p_c)^K, the chance that some class stands out as far
+
+The suspicion of a class is −log₁₀ of that. A class is compared with the others alone, so that it
+does not hide itself by widening the spread; with few others the tail is heavy, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t as student
+
+__all__ = ["LEAST", "suspicions"]
+
+#: The fewest numbers that say anything: three others have two degrees of freedom.
+LEAST = 4
+
+
+def suspicions(numbers: Sequence[float | None]) -> list[float]:
+    """Return how suspicious each class is by a number below the others'; 0 at least.
+
+    Args:
+        numbers: one a class. None, no number, is not suspicious and is no company for others.
+    """
+    known = [(c, v) for c, v in enumerate(numbers) if v is not None and math.isfinite(v)]
+    found = [0.0] * len(numbers)
+    k = len(known)
+    if k < LEAST:
+        return found
+    values = np.array([v for _, v in known])
+    total, squares = values.sum(), ((values - values.mean()) ** 2).sum()
+    mean = (total - values) / (k - 1)
+    # The others' sum of squares, from that of all: what class c adds is K / (K − 1) (v_c − v̄)².
+    rest = squares - (values - values.mean()) ** 2 * k / (k - 1)
+    # Others that agree to rounding have a spread all the same: that of their own rounding.
+    floor = 1e-6 * (np.abs(values).max() + 1e-12)
+    deviation = np.maximum(np.sqrt(np.maximum(rest, 0) / (k - 2)), floor)
+    tails = student.sf((mean - values) / (deviation * math.sqrt(1 + 1 / (k - 1))), k - 2)
+    for (c, _), tail in zip(known, tails.tolist(), strict=True):
+        # 1 − (1 − p)^K, exact also where p is tiny.
+        p = 1.0 if tail >= 1 else -math.expm1(k * math.log1p(-tail))
+        found[c] = max(0.0, -math.log10(max(p, 1e-300)))
+    return found
