@@ -3,9 +3,8 @@
 >>> import excise
 >>> model = excise.load_model("net.safetensors", arch="torchvision:resnet18", classes=10)
 >>> clean = excise.load_images("folder/")
->>> method = excise.GradPrune(inverter=excise.Oracle(trigger))
->>> result = excise.repair(model, clean, method=method, spc=10, seed=0)
->>> excise.evaluate(result.model, test, trigger=trigger, target=0)
+>>> diagnosis = excise.scan(model, clean)
+>>> result = excise.repair(model, clean)
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from excise.api import repair as repair
+    from excise.api import scan as scan
     from excise.attacks import BadNets as BadNets
     from excise.attacks import Blended as Blended
     from excise.data import load_data as load_data
@@ -41,6 +41,7 @@ _HOME = {
     "load_model": "excise.models",
     "repair": "excise.api",
     "save_bundle": "excise.models",
+    "scan": "excise.api",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "load_model",
     "repair",
     "save_bundle",
+    "scan",
 ]
 
 

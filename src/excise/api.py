@@ -1,4 +1,4 @@
-"""The main job as one function: a network and clean images in, a repaired network out."""
+"""The main jobs as functions: a network and clean images in; a diagnosis, a repaired network out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,70 @@ from typing import Any
 from torch import nn
 
 from excise.data import defender_data, load_images
+from excise.defenses import SoftPrune
+from excise.detection import CombinedScan
+from excise.inversion import Combined
 from excise.models import check_model, device_of
 from excise.seeding import Rng
-from excise.types import Defense, LabelledImages, OnRound, Repair, ignore_round
+from excise.types import (
+    Defense,
+    Detector,
+    Diagnosis,
+    LabelledImages,
+    OnRound,
+    Repair,
+    ignore_round,
+)
 
-__all__ = ["repair"]
+__all__ = ["repair", "scan"]
+
+
+def scan(
+    model: nn.Module,
+    clean: LabelledImages | tuple[Any, Any],
+    *,
+    method: Detector | None = None,
+    spc: int | None = None,
+    seed: int = 0,
+    on_round: OnRound = ignore_round,
+) -> Diagnosis:
+    """Return whether ``model`` has a backdoor; it is never modified.
+
+    Args:
+        model: any network over images in [0, 1]; normalization is part of it.
+        clean: images with true labels, or ``(images, labels)``.
+        method: a scanner; None: :class:`excise.detection.CombinedScan`.
+        spc: samples per class; None uses all the given images.
+        seed: stands for every choice made; the same seed gives the same result.
+        on_round: called with a row of figures after each round.
+
+    Returns:
+        Whether it is (``.backdoored``), which class it leads to (``.targets``), how suspicious each
+        class is (``.per_class``), recovered triggers (``.triggers``) and remarks (``.notes``).
+
+    Raises:
+        DataError: images or labels do not fit, or too few classes.
+        ModelError: the network does not fit the images, or its answers are not finite.
+    """
+    images = clean if isinstance(clean, LabelledImages) else load_images(clean)
+    check_model(model, images.shape, images.num_classes)
+    rng = Rng(seed)
+    data = defender_data(
+        images,
+        spc=spc,
+        rng=rng.child("sample"),
+        needs_validation=False,
+        pool="the images given",
+    )
+    scanner = method or CombinedScan()
+    return scanner.scan(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)
 
 
 def repair(
     model: nn.Module,
     clean: LabelledImages | tuple[Any, Any],
     *,
-    method: Defense,
+    method: Defense | None = None,
     spc: int | None = None,
     seed: int = 0,
     validation_ratio: float = 0.1,
@@ -30,7 +82,8 @@ def repair(
     Args:
         model: any network over images in [0, 1]; normalization is part of it.
         clean: images with true labels, or ``(images, labels)``; never test images.
-        method: a defense, such as ``GradPrune(inverter=Oracle(trigger))``.
+        method: a defense, such as ``GradPrune(inverter=Oracle(trigger))``, which is told the
+            trigger; None: ``SoftPrune(inverter=Combined())``, which finds it.
         spc: samples per class, validation included; None uses all the given images.
         seed: stands for every choice made; the same seed gives the same result.
         validation_ratio: share of the images held out to decide by.
@@ -56,4 +109,5 @@ def repair(
         paper_split=paper_split,
         pool="the images given",
     )
+    method = method or SoftPrune(inverter=Combined())
     return method.repair(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)

@@ -22,6 +22,7 @@ __all__ = ["main"]
 COMMANDS = {
     "demo": "a backdoored network planted, repaired, reported: no download, under a minute",
     "plant": "train a network with a backdoor in it, or its clean twin, into a bundle",
+    "scan": "is there a backdoor in a network? Which class it leads to, and what it looks like",
     "repair": "cut the backdoor out of a network with a few clean images",
     "evaluate": "measure a network, or compare two: accuracy, attack success, recovery",
     "scan-images": "which pictures of a folder look as if they carried a trigger, and why",

@@ -459,6 +459,10 @@ METHODS: tuple[Method, ...] = (
         "", "experimental", "excise.inversion.universal:Universal",
     ),
     Method(
+        "inverter", "smooth", "the smallest smooth pattern to add that sends all images to a class",
+        "", "experimental", "excise.inversion.smooth:Smooth",
+    ),
+    Method(
         "inverter", "spatial", "the smallest smooth warp that sends all images to one class",
         "", "experimental", "excise.inversion.spatial:Spatial",
     ),
@@ -467,11 +471,11 @@ METHODS: tuple[Method, ...] = (
         "", "experimental", "excise.inversion.sample_specific:SampleSpecific",
     ),
     Method(
-        "inverter", "combined", "a pattern and a patch of the class three tests suspect most",
+        "inverter", "combined", "a pattern and a patch of the class four tests suspect most",
         "", "experimental", "excise.inversion.combined:Combined",
     ),
     Method(
-        "scanner", "combined", "margin, patch and pattern together, calibrated on clean networks",
+        "scanner", "combined", "four tests together, calibrated on clean networks",
         "", "experimental", "excise.detection.combined:CombinedScan",
     ),
     Method(

@@ -23,7 +23,16 @@ from excise.seeding import Rng
 from excise.testing import Planted
 
 #: Fine-tuning and the curve cost most and are tested elsewhere.
-QUICK = ["--max-tune-epochs", "1", "--patience", "2", "--curve-images", "60"]
+QUICK = [
+    "--method",
+    "grad-prune",
+    "--max-tune-epochs",
+    "1",
+    "--patience",
+    "2",
+    "--curve-images",
+    "60",
+]
 PATCH = "badnets,size=2,row=-2,column=-2,target=3"
 
 

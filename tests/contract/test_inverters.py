@@ -20,6 +20,10 @@ QUICK: dict[str, dict[str, object]] = {
     "spatial": {
         "rounds": 8, "batch_size": 8, "drop_after": 4, "success_rate": 0.1, "learning_rate": 1.0,
     },
+    "smooth": {
+        "rounds": 8, "batch_size": 8, "drop_after": 4, "success_rate": 0.1, "learning_rate": 0.3,
+    },
+    "combined": {"effort": 0.1},
     "sample-specific": {"probe_images": 6, "steps": 2, "keep": 2},
 }  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from excise.commands.defender import left_over, pool_of_source
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -24,10 +24,9 @@ from excise.commands.options import (
     said,
 )
 from excise.console import Story
-from excise.data import defender_data, sample_positions
+from excise.data import defender_data
 from excise.errors import SpecError
 from excise.evaluation import Limits, evaluate, near_chance
-from excise.experiments.plant import pool_of
 from excise.experiments.repair import Question, run_repair, write_outcome
 from excise.models import Network, check_model, load_model, read_card
 from excise.registry import build, find
@@ -51,8 +50,8 @@ class Repair:
     """Clean images with true labels: a folder with one subfolder per class, or a data set: digits,
     cifar10, gtsrb, parquet:DIR, torchvision:NAME, hub:OWNER/NAME."""
     trigger: str | None = None
-    """The trigger, for `--inverter oracle` and to measure attack success: a victim's directory,
-    or in words: badnets,size=3,row=-3,column=-3,target=0"""
+    """The trigger, to measure attack success (and for `--inverter oracle`, which is told it): a
+    victim's directory, or in words: badnets,size=3,row=-3,column=-3,target=0"""
     spc: int | None = None
     """Samples per class, validation included; default: all the images."""
     test: str | None = None
@@ -61,12 +60,13 @@ class Repair:
     """Directory of the repaired bundle, the record and the page."""
     twin: Path | None = None
     """Bundle of the clean twin, whose figures are the floor."""
-    method: str = "grad-prune"
+    method: str = "soft-prune"
     """Name of the defense (`excise list defenses`). Its own options are below."""
     preset: str = "published"
     """Named settings of the defense; its own options stand above them."""
-    inverter: str = "oracle"
-    """How the trigger is found, for a defense that uses one; oracle: it is told by --trigger."""
+    inverter: str = "combined"
+    """How the trigger is found, for a defense that uses one (`excise list inverters`); oracle: it
+    is told by --trigger, as the paper's grad-prune is unless another is named."""
     validation_ratio: float = 0.1
     """Share of the images held out to decide by."""
     paper_split: bool = False
@@ -91,8 +91,8 @@ class Repair:
 
 def run(arguments: list[str]) -> int:
     """Repair a network; 0 if it is repaired, 1 if the repair is incomplete or did harm."""
-    method = said(arguments, "--method", "grad-prune")
-    inverter = said(arguments, "--inverter", "oracle")
+    method = said(arguments, "--method", "soft-prune")
+    inverter = said(arguments, "--inverter", _usual_inverter(method))
     named = said(arguments, "--preset", "published")
     fields = dict(preset("defense", method, named))
     if _takes_inverter(method):
@@ -159,7 +159,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
             remedy="Give the victim's directory, or the trigger in words: "
             "--trigger badnets,size=3,row=-3,column=-3,target=0",
         )
-    mine, pool = _pool(asked.images, images, card)
+    mine, pool = pool_of_source(asked.images, images, card)
     data = defender_data(
         mine,
         spc=asked.spc,
@@ -201,21 +201,6 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     )
 
 
-def _pool(
-    source: str, images: LabelledImages, card: Mapping[str, Any]
-) -> tuple[LabelledImages, str]:
-    """Return the images the defender draws from, and in words where they come from.
-
-    A victim's card says which training images it got; the defender draws from the others.
-    """
-    made = card.get("made") or {}
-    from_ = made.get("data") or {}
-    if from_.get("source") != source:
-        return images, f"{source}: all its training images"
-    pool = pool_of(images, made["seed"], from_["victim_images"]).pool
-    return pool, f"{source}: training images the victim never saw"
-
-
 def _test_images(asked: Repair, network: Network, mine: LabelledImages) -> LabelledImages | None:
     """Return the test images asked for, or the source's own, or what the sample leaves."""
     source = asked.test or asked.images
@@ -223,17 +208,19 @@ def _test_images(asked: Repair, network: Network, mine: LabelledImages) -> Label
         return asked.given.images(network, source, "test")[0]
     if asked.test is not None:
         return asked.given.images(network, asked.test)[0]
-    left = torch.ones(len(mine), dtype=torch.bool)
-    for used in sample_positions(
+    return left_over(
         mine,
-        spc=asked.spc,
-        rng=Rng(asked.seed).child("sample"),
+        asked.spc,
+        Rng(asked.seed).child("sample"),
         validation_ratio=asked.validation_ratio,
         paper_split=asked.paper_split,
         needs_validation=True,
-    ):
-        left[used] = False
-    return mine.subset(left) if left.any() else None
+    )
+
+
+def _usual_inverter(method: str) -> str:
+    """Return how a method's trigger is found where nobody says how: Grad-Prune's paper is told."""
+    return "oracle" if method == "grad-prune" else "combined"
 
 
 def _takes_inverter(method: str) -> bool:

@@ -1,23 +1,29 @@
-"""Soft-Prune: filters are cut in part, by the gradient of unlearning, while clean answers stay.
+"""Soft-Prune: kernels are cut in part, by the gradient of unlearning, while clean answers stay.
 
 No paper describes this method: it is ours, a first form of trigger-free gradient-guided pruning. It
 goes on from Grad-Prune (Dunnett et al., DSN-W 2024, arXiv 2405.03918) with any recovered trigger.
 
-Gates               m ∈ [0, 1], one for every filter of every convolution, 1 at first: W_i ← m_i W_i
+Gates               m ∈ [0, 1], one for every kernel (filter × channel it reads) of every
+                    convolution, 1 at first: W_ij ← m_ij W_ij
 Clean answers       q(x) = (1 − μ) softmax f(x) + μ e_y, of the given network f and the true label y
-Loss                H(q(x), f_m(x)) + mean over triggers T of H(q(x), f_m(T(x)))
+Loss                H(q(x), f_m(x)) + H(q(x), f_m(x̃)) + ρ Σ (1 − m)
 H(q, z)             − Σ_k q_k log softmax(z)_k
+x̃                   clip(x + s (T(x) − x)): T one of the triggers, s from [1, boost], both at random
 
 What it does otherwise than Grad-Prune, and why:
 
 1. A gate moves as far as the loss wants, not from 1 to 0: with ten validation images, whether a
    whole filter may go is decided by one image; here no image decides alone, and every image the
    inverter was given is used for both purposes.
-2. The answers of the given network on clean images stand beside the labels: a hundred hard labels
-   alone overfit.
-3. Images of the target class take part in unlearning too. Without them the network learns that a
-   trigger means any class but the target, and forgets the target class.
-4. Only weights of convolutions are gated; batch norm stays as it is, statistics included.
+2. Kernels, not filters: what answers to the trigger shares its filters with what does not. Gates
+   the loss does not need closed are kept open by ρ.
+3. The given network's own answers on clean images are the target, and not hard labels: a hundred of
+   these overfit.
+4. An inverted trigger is the weakest that works; the true one is stronger. So it is made stronger
+   at random. A trigger that was told is left as it is.
+5. Images of the target class take part in unlearning, and count more. Without them the network
+   learns that a trigger means any class but the target, and forgets the target class.
+6. Only weights of convolutions are gated; batch norm stays as it is, statistics included.
 
 The loss is what is minimized, at a fixed number of steps: nothing is stopped by a measurement.
 Measured: docs/methods/soft-prune.md.
@@ -25,8 +31,10 @@ Measured: docs/methods/soft-prune.md.
 
 from __future__ import annotations
 
+import itertools
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +54,7 @@ from excise.types import (
     Inverter,
     Labels,
     OnRound,
+    RecoveredTrigger,
     Repair,
     ignore_round,
 )
@@ -59,15 +68,23 @@ class SoftPrune:
 
     inverter: Inverter
     """Recovers triggers; ``Oracle(trigger)`` is told the true one."""
-    steps: Annotated[int, Field(ge=1)] = 60
+    grain: Literal["kernel", "filter"] = "kernel"
+    """What has a gate of its own."""
+    steps: Annotated[int, Field(ge=1)] = 100
     """Steps of Adam on the gates; the last epoch is finished."""
     batch_size: Annotated[int, Field(ge=2)] = 50
-    """Images a step, each of them clean and under every trigger."""
+    """Images a step, each of them clean and under a trigger."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
     """First rate of Adam on the gates; it falls to 0 along half a cosine."""
-    label_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    penalty: Annotated[float, Field(ge=0)] = 1e-3
+    """ρ: what a closed gate costs."""
+    label_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """μ: how much the true label counts beside the given network's answer."""
-    max_triggers: Annotated[int, Field(ge=1)] = 2
+    boost: Annotated[float, Field(ge=1)] = 2.5
+    """The most an inverted trigger's change is multiplied by."""
+    target_weight: Annotated[float, Field(ge=1)] = 3.0
+    """How much more an image of a target class counts, where the inverter names one."""
+    max_triggers: Annotated[int, Field(ge=1)] = 3
     """Triggers that are unlearned, of those found the strongest."""
     include_gates: bool = False
     """Also cut squeeze-excite convolutions."""
@@ -99,24 +116,28 @@ class SoftPrune:
                 seconds={"invert": inverted - start},
             )  # fmt: skip
         images, given = data.everything(), working_copy(model).requires_grad_(False)
-        gates = channel_masks(worked, [f"{unit.layer}.weight" for unit in units])
+        gates = self._gates(worked, [f"{unit.layer}.weight" for unit in units])
         optimizer = torch.optim.Adam(gates.values(), self.learning_rate)
         gated = Masked(worked, gates)
         epochs = -(-self.steps * min(self.batch_size, len(images)) // len(images))
+        targets = torch.tensor(sorted({t.target for t in triggers if t.target is not None}))
+        targets, count = targets.long().to(images.device), itertools.count()
 
         def step(batch: Images, labels: Labels, progress: float) -> Tensor:
             x = batch.to(dtype_of(worked))
             with torch.no_grad():
                 answers = given(x).softmax(1)
                 wanted = answers.lerp(F.one_hot(labels, answers.shape[1]).to(x), self.label_share)
-                changed = [t(x).contiguous(memory_format=torch.channels_last) for t in triggers]
-            loss = F.cross_entropy(gated(x), wanted)
-            for triggered in changed:
-                loss = loss + F.cross_entropy(gated(triggered), wanted) / len(changed)
+                changed = self._changed(triggers, x, rng.torch(f"step/{next(count)}", x.device))
+                share = torch.where(torch.isin(labels, targets), self.target_weight, 1.0).to(x)
+                share /= share.sum()
+            each = [F.cross_entropy(gated(z), wanted, reduction="none") for z in (x, changed)]
+            loss = share @ (each[0] + each[1])
             if not loss.isfinite():  # the gates stay as they were, and the epoch is the last
                 return loss
+            closed = torch.stack([(1 - gate).sum() for gate in gates.values()]).sum()
             optimizer.zero_grad()
-            loss.backward()
+            (loss + self.penalty * closed).backward()
             set_rate(optimizer, cosine(self.learning_rate, progress, epochs))
             optimizer.step()
             clamp_masks(gates)
@@ -129,9 +150,38 @@ class SoftPrune:
         )  # fmt: skip
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
-        every = torch.cat(list(final.values()))
-        weak = f"{int((every < 0.5).sum())} of {len(every)} filters were cut by more than half."
+        every = torch.cat([gate.flatten() for gate in final.values()])
+        weak = f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s were cut by more than "
+        weak += "half."
         seconds = {"invert": inverted - start, "gates": time.perf_counter() - inverted}
         return Repair(
             finished(worked, model), (), tuned.history, assumed, (weak, *tuned.notes), seconds
         )
+
+    def _gates(self, model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+        """Return gates of 1: ``(filters,)``, or ``(filters, channels, 1, 1)`` for kernels."""
+        if self.grain == "filter":
+            return channel_masks(model, names)
+        weights = {name: model.get_parameter(name) for name in names}
+        return {
+            name: torch.ones_like(weight[:, :, :1, :1]).detach().requires_grad_()
+            for name, weight in weights.items()
+        }
+
+    def _changed(
+        self, triggers: Sequence[RecoveredTrigger], x: Images, generator: torch.Generator
+    ) -> Images:
+        """Return every image under one of the triggers, those that were found made stronger."""
+        draw = torch.rand(2, len(x), generator=generator, device=x.device, dtype=x.dtype)
+        which, strength = (draw[0] * len(triggers)).long(), 1 + (self.boost - 1) * draw[1]
+        changed = x.clone()
+        for number, trigger in enumerate(triggers):
+            index = torch.nonzero(which == number).flatten()
+            if not len(index):
+                continue
+            some, by = x[index], strength[index, None, None, None]
+            under = trigger(some)
+            if not trigger.evidence.told:
+                under = (some + by * (under - some)).clamp(0, 1)
+            changed[index] = under
+        return changed.contiguous(memory_format=torch.channels_last)

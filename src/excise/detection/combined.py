@@ -1,4 +1,4 @@
-"""Combined: one verdict of three tests, at a false-alarm rate counted on clean networks.
+"""Combined: one verdict of four tests, at a false-alarm rate counted on clean networks.
 
 Tests and their sum for a class: :mod:`excise.inversion.suspects`.
 
@@ -41,7 +41,7 @@ __all__ = ["CombinedScan", "family", "threshold"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CombinedScan:
-    """Margin, patch and pattern together; the alarm is calibrated on clean networks."""
+    """Four tests together; the alarm is calibrated on clean networks."""
 
     alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Clean networks that raise an alarm, at most, among networks like the calibrating ones."""

@@ -5,6 +5,7 @@ from excise.inversion.combined import Combined
 from excise.inversion.neural_cleanse import NeuralCleanse
 from excise.inversion.oracle import Oracle
 from excise.inversion.sample_specific import SampleSpecific
+from excise.inversion.smooth import Smooth
 from excise.inversion.spatial import Spatial
 from excise.inversion.universal import Universal
 
@@ -14,6 +15,7 @@ __all__ = [
     "NeuralCleanse",
     "Oracle",
     "SampleSpecific",
+    "Smooth",
     "Spatial",
     "Universal",
 ]

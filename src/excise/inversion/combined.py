@@ -1,4 +1,4 @@
-"""Combined: the triggers of the class that three tests together suspect most.
+"""Combined: the triggers of the class that four tests together suspect most.
 
 Tests and how they are put together: :mod:`excise.inversion.suspects`. A class is always returned if
 any has a trigger: whether it is a backdoor's target is the scanner's to say
@@ -26,7 +26,7 @@ __all__ = ["Combined", "recovered"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Combined:
-    """A pattern and a patch of the class that margin, patch and pattern suspect most."""
+    """Triggers of the class that margin, patch, pattern and smooth pattern suspect most."""
 
     classes: Annotated[int, Field(ge=1)] = 1
     """Classes whose triggers are returned, the most suspicious first."""

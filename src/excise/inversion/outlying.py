@@ -24,11 +24,13 @@ __all__ = ["LEAST", "suspicions"]
 LEAST = 4
 
 
-def suspicions(numbers: Sequence[float | None]) -> list[float]:
+def suspicions(numbers: Sequence[float | None], least_spread: float = 0.0) -> list[float]:
     """Return how suspicious each class is by a number below the others'; 0 at least.
 
     Args:
         numbers: one a class. None, no number, is not suspicious and is no company for others.
+        least_spread: a smaller standard deviation of the others is taken for this one: numbers that
+            a search has found agree by chance, or because they all ran into the same wall.
     """
     known = [(c, v) for c, v in enumerate(numbers) if v is not None and math.isfinite(v)]
     found = [0.0] * len(numbers)
@@ -41,8 +43,8 @@ def suspicions(numbers: Sequence[float | None]) -> list[float]:
     # The others' sum of squares, from that of all: what class c adds is K / (K − 1) (v_c − v̄)².
     rest = squares - (values - values.mean()) ** 2 * k / (k - 1)
     # Others that agree to rounding have a spread all the same: that of their own rounding.
-    floor = 1e-6 * (np.abs(values).max() + 1e-12)
-    deviation = np.maximum(np.sqrt(np.maximum(rest, 0) / (k - 2)), floor)
+    least = max(least_spread, 1e-6 * (float(np.abs(values).max()) + 1e-12))
+    deviation = np.maximum(np.sqrt(np.maximum(rest, 0) / (k - 2)), least)
     tails = student.sf((mean - values) / (deviation * math.sqrt(1 + 1 / (k - 1))), k - 2)
     for (c, _), tail in zip(known, tails.tolist(), strict=True):
         # 1 − (1 − p)^K, exact also where p is tiny.

@@ -1,15 +1,17 @@
-"""Three tests of every class side by side, and what they say together of which one is a target.
+"""Four tests of every class side by side, and what they say together of which one is a target.
 
 Test        its number v_c of class c                                  kin
 margin      − log of the largest margin that random images climb to     MM-BD (S&P 2024)
 patch       log of the size of the smallest mask with a pattern         Neural Cleanse (S&P 2019)
 pattern     log of the size of the smallest pattern to add              :mod:`.universal`
+smooth      log of the size of the smallest smooth pattern to add       :mod:`.smooth`
 
-Suspicion of class c in a test: :mod:`excise.inversion.outlying`. Together: the sum over the tests.
+Suspicion of class c in a test: :mod:`excise.inversion.outlying`; spreads below ``SPREAD`` (a third,
+in size) are not believed. Together: the sum over the tests, each of which counts ``MOST`` at most.
 A backdoor's target stands out in several tests; what stands out by chance does so in one.
 
 No paper describes the combination: it is ours. Each test runs with its fast settings, on all the
-images it is given; the search for patterns drops no class before half of its rounds are over.
+images it is given; patterns are compared before the search drops any class.
 """
 
 from __future__ import annotations
@@ -22,16 +24,20 @@ from typing import Any
 
 from torch import nn
 
+from excise.inversion.classwise import ClasswiseSearch
 from excise.inversion.margin_climb import MarginClimb
 from excise.inversion.mask_search import MaskSearch
 from excise.inversion.outlying import suspicions
+from excise.inversion.smooth import Smooth
 from excise.inversion.universal import Universal
 from excise.seeding import Rng
 from excise.types import LabelledImages, OnRound, Trigger, ignore_round
 
 __all__ = ["TESTS", "Suspects", "compare"]
 
-TESTS = ("margin", "patch", "pattern")
+TESTS = ("margin", "patch", "pattern", "smooth")
+#: The least standard deviation of logarithms that is believed, and what one test counts at most.
+SPREAD, MOST = 0.3, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +56,22 @@ class Suspects:
 
     def by_test(self) -> dict[str, list[float]]:
         """Return each test's suspicion of each class."""
-        return {test: suspicions(numbers) for test, numbers in self.numbers.items()}
+        return {test: suspicions(numbers, SPREAD) for test, numbers in self.numbers.items()}
 
     def together(self) -> list[float]:
-        """Return each class's suspicion: the sum over the tests."""
-        return [sum(each) for each in zip(*self.by_test().values(), strict=True)]
+        """Return each class's suspicion: the sum over the tests, of each ``MOST`` at most."""
+        tests = zip(*self.by_test().values(), strict=True)
+        return [sum(min(MOST, one) for one in each) for each in tests]
 
     def ranked(self) -> list[int]:
-        """Return the classes, the most suspicious first."""
-        total = self.together()
-        return sorted(range(len(total)), key=lambda c: -total[c])
+        """Return the classes, the most suspicious first; of equal ones the easiest to reach."""
+        total, sizes = self.together(), self.numbers.get("pattern", ())
+
+        def order(c: int) -> tuple[float, float]:
+            size = sizes[c] if c < len(sizes) else None
+            return -total[c], math.inf if size is None else size
+
+        return sorted(range(len(total)), key=order)
 
 
 def compare(
@@ -70,7 +82,7 @@ def compare(
     effort: float = 1.0,
     on_round: OnRound = ignore_round,
 ) -> Suspects:
-    """Run the three tests.
+    """Run the tests.
 
     Args:
         model: comes back as it was given.
@@ -96,22 +108,22 @@ def compare(
     masks = MaskSearch(**some(MaskSearch.PRESETS["fast"], "rounds"))
     patches = masks.search(model, images, rng.child("patch"), on_round=on_round)
     seconds["patch"] = time.perf_counter() - start
-    start = time.perf_counter()
-    usual = {**Universal.PRESETS["fast"], "drop_after": 70}
-    patterns = Universal(**some(usual, "rounds", "drop_after")).search(
-        model, images, rng.child("pattern"), on_round=on_round
-    )
-    seconds["pattern"] = time.perf_counter() - start
-    triggers: dict[int, dict[str, Trigger]] = {
-        c: {"pattern": trigger} for c, trigger in patterns.triggers.items()
+    searches: dict[str, ClasswiseSearch] = {
+        "pattern": Universal(**some(Universal.PRESETS["fast"], "rounds", "drop_after")),
+        "smooth": Smooth(**some(Smooth.PRESETS["fast"], "rounds", "drop_after")),
     }
+    sizes, triggers = {"patch": patches.norms}, dict[int, dict[str, Trigger]]()
+    for test, search in searches.items():
+        start = time.perf_counter()
+        found = search.search(model, images, rng.child(test), on_round=on_round)
+        seconds[test] = time.perf_counter() - start
+        sizes[test] = found.sizes
+        for c, trigger in found.triggers.items():
+            triggers.setdefault(c, {})[test] = trigger
     for c in patches.by_size():
         triggers.setdefault(c, {})["patch"] = patches.triggers[c]
-    numbers = {
-        "margin": tuple(None if m is None else -m for m in _logs(margins)),
-        "patch": _logs(patches.norms),
-        "pattern": _logs(patterns.sizes),
-    }
+    numbers = {"margin": tuple(None if m is None else -m for m in _logs(margins))}
+    numbers |= {test: _logs(each) for test, each in sizes.items()}
     return Suspects(numbers, triggers, seconds)
 
 

@@ -28,7 +28,7 @@ from excise.inversion.classwise import ClasswiseSearch
 from excise.registry import STRICT
 from excise.types import Images
 
-__all__ = ["Added", "Universal"]
+__all__ = ["Added", "Universal", "plus"]
 
 
 @plain_dataclass(frozen=True, eq=False)
@@ -66,9 +66,7 @@ class Universal(ClasswiseSearch):
 
     def changed(self, images: Images, numbers: Tensor) -> Tensor:
         """Return clip(x + v, 0, 1) of every class and image, ``(a · b, c, h, w)``."""
-        x = (images[None] + numbers[:, None]).flatten(0, 1)
-        # Not clamp, whose gradient is 0 at 0 and 1 too: a black or a white pixel would never move.
-        return x.masked_fill(x < 0, 0).masked_fill(x > 1, 1)
+        return plus(images, numbers)
 
     def norms(self, numbers: Tensor) -> Tensor:
         """Return ‖v‖ of every class."""
@@ -78,3 +76,10 @@ class Universal(ClasswiseSearch):
     def trigger(self, numbers: Tensor) -> Added:
         """Return the trigger that adds v."""
         return Added(numbers)
+
+
+def plus(images: Images, patterns: Float[Tensor, "a c h w"]) -> Float[Tensor, "ab c h w"]:
+    """Return clip(x + v, 0, 1) of every pattern and image, the images of a pattern side by side."""
+    x = (images[None] + patterns[:, None]).flatten(0, 1)
+    # Not clamp, whose gradient is 0 at 0 and 1 too: a black or a white pixel would never move.
+    return x.masked_fill(x < 0, 0).masked_fill(x > 1, 1)

@@ -1,0 +1,253 @@
+"""The page of a network's scan: is there a backdoor, where does it lead, what does it look like?
+
+A pure function of the record that ``excise scan`` writes. As on the page of a repair, every string
+is somebody else's and is escaped, and the page's own policy forbids requests and scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from excise.errors import DataError
+from excise.reports import formats
+from excise.reports.embedding import Embedded, data_uri, embedded
+from excise.reports.page import environment, pretty
+from excise.reports.record import Count, Part, Rate, record_json
+
+__all__ = ["render_network_scan"]
+
+_VERSION = 1
+#: Classes in the table; the record has the rest.
+_ROWS = 200
+
+#: status -> (word, icon)
+_STATUS = {
+    "found": ("Backdoor likely", "bad"),
+    "nothing": ("No class stands out", "good"),
+}
+_TESTS = {
+    "margin": "how sure of the class random images can be made",
+    "patch": "how small a patch sends images to the class",
+    "pattern": "how faint a pattern over the image sends images to the class",
+    "smooth": "how faint a smooth pattern does",
+}
+
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Verdict(Part):
+    status: str
+    sentence: str
+
+
+class _Class(Part):
+    name: str
+    suspicion: Figure
+    tests: dict[str, Figure] = Field(default_factory=dict)
+
+
+class _Shown(Part):
+    label: str
+    before: str
+    after: str
+    clean: str
+    triggered: str
+    residual: str
+
+
+class _Trigger(Part):
+    class_: str | None = Field(alias="class")
+    size: Figure | None
+    rate: Rate
+    without: Rate
+    residual_scale: Figure
+    shown: list[_Shown]
+
+
+class _Tried(Part):
+    images: Count
+    unseen: bool
+
+
+class _Scan(Part):
+    """The record of a scan."""
+
+    version: int
+    kind: Literal["network-scan"]
+    verdict: _Verdict
+    statistic: Figure
+    threshold: Figure
+    targets: list[str]
+    classes: Annotated[list[_Class], Field(min_length=1)]
+    triggers: list[_Trigger]
+    tried_on: _Tried
+    notes: list[str] = Field(default_factory=list)
+    spec: dict[str, Any] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    command: str | None = None
+    created: str | None = None
+
+
+def render_network_scan(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """Return the page of a scan: HTML with its style and its pictures inside.
+
+    Args:
+        record: the record of the scan.
+        pictures: PNG files by the names the record calls them; a missing one leaves a gap.
+
+    Raises:
+        DataError: the record cannot be read.
+    """
+    scan = _read(record)
+    return (
+        environment()
+        .get_template("network_scan.html.j2")
+        .render(
+            **_view(scan, pictures),
+            download=data_uri(record_json(record).encode(), "application/json"),
+            pretty=pretty(dict(record)),
+        )
+    )
+
+
+def _read(record: Mapping[str, Any]) -> _Scan:
+    if isinstance(said := record.get("version"), int) and said > _VERSION:
+        raise DataError(
+            f"the record of a network's scan of version {_VERSION}",
+            got=f"version {said}",
+            remedy="Update Excise: a newer one wrote this record.",
+        )
+    try:
+        return _Scan.model_validate(dict(record))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the record"
+        raise DataError(
+            "the record of a network's scan, every part of its own type and range",
+            got=f"at {place[:120]}: {first['msg'][:200]}",
+            remedy="Run `excise scan` again.",
+        ) from error
+
+
+def _view(scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
+    word, icon = _STATUS.get(scan.verdict.status, ("No verdict", "unknown"))
+    ranked = sorted(scan.classes, key=lambda one: -one.suspicion)
+    tests = list(ranked[0].tests)
+    top = max(1e-9, scan.threshold, ranked[0].suspicion)
+    return {
+        "title": f"{word} · Excise network scan",
+        "word": word,
+        "icon": icon,
+        "sentence": scan.verdict.sentence,
+        "notes": scan.notes,
+        "facts": _facts(scan),
+        "tiles": _tiles(scan, ranked),
+        "tests": tests,
+        "meanings": [(test, _TESTS[test]) for test in tests if test in _TESTS],
+        "rows": [
+            {
+                "name": one.name,
+                "suspicion": f"{one.suspicion:.2f}",
+                "share": f"{100 * max(0.0, one.suspicion) / top:.1f}",
+                "tests": [f"{one.tests.get(test, 0.0):.2f}" for test in tests],
+                "suspect": one.name in scan.targets,
+            }
+            for one in ranked[:_ROWS]
+        ],
+        "rows_more": max(0, len(ranked) - _ROWS),
+        "mark": f"{100 * scan.threshold / top:.1f}",
+        "threshold": f"{scan.threshold:.2f}",
+        "triggers": [_trigger(one, scan, files) for one in scan.triggers],
+        "run": _run(scan),
+        "command": scan.command,
+    }
+
+
+def _trigger(one: _Trigger, scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
+    where = "images the scan was not given" if scan.tried_on.unseen else "images it was found with"
+    name = f"toward {one.class_}" if one.class_ is not None else "toward no class of its own"
+    works = f"It sends {formats.percent(one.rate.value or 0)} of {one.rate.n:,} {where} of other "
+    works += f"classes there (interval {formats.interval_text(one.rate.low, one.rate.high)}); "
+    works += f"without it {formats.percent(one.without.value or 0)} go there."
+    return {
+        "name": name,
+        "works": works,
+        "size": None if one.size is None else f"Mean change of an image: {one.size:.1f} pixels.",
+        "cards": [_card(shown, one.residual_scale, files) for shown in one.shown],
+    }
+
+
+def _card(shown: _Shown, scale: float, files: Mapping[str, bytes]) -> dict[str, Any]:
+    parts: list[tuple[str, str, str]] = [
+        ("clean", "as it is", f"An image of {shown.label}"),
+        ("triggered", "with the trigger", f"An image of {shown.label} with the trigger found"),
+        ("residual", f"change × {scale:.0f}", "What the trigger changed"),
+    ]
+    images: list[Embedded] = [
+        embedded(caption, alt, files.get(getattr(shown, part), b"")) for part, caption, alt in parts
+    ]
+    return {
+        "label": shown.label,
+        "before": shown.before,
+        "after": shown.after,
+        "images": images,
+    }
+
+
+def _tiles(scan: _Scan, ranked: list[_Class]) -> list[dict[str, str]]:
+    tiles = [
+        {
+            "name": "Statistic",
+            "value": f"{scan.statistic:.2f}",
+            "hint": f"alarm from {scan.threshold:.2f} on",
+        },
+        {
+            "name": "Most suspicious class",
+            "value": ranked[0].name,
+            "hint": f"next: {ranked[1].name}, {ranked[1].suspicion:.2f}"
+            if len(ranked) > 1
+            else "the only one",
+        },
+    ]
+    if scan.triggers:
+        best = max(scan.triggers, key=lambda one: one.rate.value or 0)
+        tiles.append({
+            "name": "Best trigger found",
+            "value": formats.percent(best.rate.value or 0),
+            "hint": f"of {best.rate.n:,} images of other classes go to the class",
+        })  # fmt: skip
+    return tiles
+
+
+def _facts(scan: _Scan) -> list[tuple[str, str]]:
+    model = scan.spec.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    data = scan.spec.get("data")
+    counts = data.get("per_class") if isinstance(data, Mapping) else None
+    total = sum(counts) if isinstance(counts, list) else None
+    facts = [
+        ("Network", model.get("name")),
+        ("Architecture", model.get("arch")),
+        ("Images", scan.spec.get("source")),
+        ("Clean images used", None if total is None else f"{total:,}"),
+        ("Made", formats.when(scan.created) if scan.created else None),
+    ]
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _run(scan: _Scan) -> list[tuple[str, str]]:
+    settings = scan.spec.get("scanner")
+    settings = settings if isinstance(settings, Mapping) else {}
+    said = [f"{k.replace('_', ' ')} {v}" for k, v in settings.items() if k != "name"]
+    lines = [
+        ("Scanner", settings.get("name")),
+        ("Settings", " · ".join(said)),
+        ("Seed", scan.spec.get("seed")),
+        ("Time", ", ".join(f"{k} {formats.duration(s)}" for k, s in scan.seconds.items())),
+        ("Made with", ", ".join(f"{k} {v}" for k, v in scan.environment.items() if v is not None)),
+    ]
+    return [(name, str(value)) for name, value in lines if value not in (None, "")]

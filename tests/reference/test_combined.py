@@ -1,0 +1,145 @@
+"""The four tests and their sum, the calibrated threshold, and what the scanner and inverter say."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from tests.reference.test_universal import Pixels, noise
+
+from excise.detection import CombinedScan
+from excise.detection import combined as scanner
+from excise.detection.combined import calibration, threshold
+from excise.errors import DataError, SpecError
+from excise.inversion import Combined, Smooth
+from excise.inversion.margin_climb import MarginClimb
+from excise.inversion.outlying import suspicions
+from excise.inversion.smooth import AddedSmooth, stretched
+from excise.inversion.suspects import MOST, SPREAD, TESTS, Suspects, compare
+from excise.seeding import Rng
+from excise.types import DefenderData, LabelledImages
+
+pytestmark = pytest.mark.fast
+
+
+def suspects(**numbers) -> Suspects:
+    return Suspects(numbers, {}, {})
+
+
+def test_a_class_is_the_sum_of_its_tests_and_no_test_counts_too_much() -> None:
+    far, near = (-9.0, 1.0, 2.0, 3.0, 2.0), (1.0, 1.0, 2.0, 3.0, -1.0)
+    both = suspects(a=far, b=near)
+    one, two = suspicions(far, SPREAD), suspicions(near, SPREAD)
+    assert one[0] > MOST
+    assert both.together() == pytest.approx(
+        [min(MOST, x) + min(MOST, y) for x, y in zip(one, two, strict=True)]
+    )
+    assert both.ranked()[0] == 0
+    assert both.by_test() == {"a": one, "b": two}
+
+
+def test_numbers_are_logarithms_of_margins_and_sizes() -> None:
+    found = compare(Pixels(), noise(), Rng(0), effort=0.3)
+    assert tuple(found.numbers) == TESTS
+    climb = MarginClimb(**{**MarginClimb.PRESETS["fast"], "steps": 30})
+    margins = climb.climb(Pixels(), noise(), Rng(0).child("margin"), lambda row: None)
+    expected = [-math.log(m) if m > 0 else None for m in margins]
+    assert found.numbers["margin"] == pytest.approx(expected)
+    assert set(found.seconds) == set(TESTS)
+    # Class 2's last pixel counts nine times: the smallest pattern leads there.
+    sizes = found.numbers["pattern"]
+    assert min(range(4), key=lambda c: sizes[c] if sizes[c] is not None else math.inf) == 2
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "place"), [(30, 0.05, 0), (30, 1 / 31, 0), (59, 0.05, 2), (9, 0.1, 0)]
+)
+def test_the_threshold_lets_as_few_clean_networks_pass_as_the_rate_says(n, rate, place) -> None:
+    # p = (1 + #{≥ S}) / (n + 1) ≤ rate: of 30 at 5 % none may be as large; of 59 two may.
+    clean = [float(i) for i in range(n)]
+    limit = threshold(clean, rate)
+    assert limit == math.nextafter(sorted(clean, reverse=True)[place], math.inf)
+    as_large = sum(one >= limit for one in clean)
+    assert (1 + as_large) / (n + 1) <= rate + 1e-9
+
+
+def test_a_rate_that_takes_more_networks_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"at least 0\.032, with 30 clean networks"):
+        threshold([0.0] * 30, 0.03)
+
+
+def four(n: int = 8) -> DefenderData:
+    return DefenderData(noise(n), None, "made here")
+
+
+def test_the_scanner_alarms_from_the_threshold_on_and_says_what_it_rests_on(monkeypatch) -> None:
+    for statistic, alarm in ((0.0, True), (9.0, False)):
+        known = [{"family": "Pixels", "statistic": statistic}] * 30
+        monkeypatch.setattr(scanner, "calibration", lambda known=known: known)
+        said = CombinedScan(effort=0.3).scan(Pixels(backdoor=40), four(), Rng(0))
+        assert said.backdoored is alarm
+        assert said.targets == ((2,) if alarm else ())
+        assert said.per_class[2] == said.statistic == max(said.per_class)
+        assert {one.target for one in said.triggers} == {2}
+        assert set(said.tests) == set(TESTS)
+        assert ("30 had" in said.notes[0]) is not alarm
+        assert not any("not calibrated for this architecture" in note for note in said.notes)
+        assert any("effort 1" in note for note in said.notes)
+
+
+def test_an_architecture_without_calibration_says_so() -> None:
+    said = CombinedScan(effort=0.1).scan(Pixels(), four(), Rng(0))
+    assert any("not calibrated for this architecture" in note for note in said.notes)
+
+
+def test_three_classes_are_too_few() -> None:
+    images = LabelledImages(torch.rand(6, 1, 4, 4), torch.arange(6) % 3, ("a", "b", "c"))
+    with pytest.raises(DataError, match="at least 4 classes"):
+        CombinedScan().scan(Pixels(), DefenderData(images, None, "here"), Rng(0))
+
+
+def test_the_inverter_returns_the_most_suspicious_classes_alone() -> None:
+    data = DefenderData(noise(16), noise(8, 1), "made here")
+    found = Combined(effort=0.3).fit(Pixels(backdoor=40), data, Rng(0))
+    assert {one.target for one in found} == {2}
+    assert all(one.evidence.flip_rate is not None for one in found)
+    two = Combined(effort=0.3, classes=2).fit(Pixels(backdoor=40), data, Rng(0))
+    assert len({one.target for one in two}) == 2
+    assert two[0].target == 2
+
+
+def test_the_calibration_is_of_clean_networks_of_even_seeds() -> None:
+    names = [one["network"] for one in calibration()]
+    assert len(names) == len(set(names)) == 30
+    assert all(int(name.rsplit("-", 1)[1]) % 2 == 0 for name in names)
+    assert {one["family"] for one in calibration()} == {"excise:preactresnet18", "excise:vgg19_bn"}
+    json.dumps(calibration(), allow_nan=False)
+
+
+# --- a smooth pattern -----------------------------------------------------------------------------
+
+
+def test_a_smooth_trigger_adds_its_grid_stretched_over_the_image() -> None:
+    images = torch.full((2, 1, 8, 8), 0.5)
+    flat = AddedSmooth(torch.full((1, 2, 2), 0.25))(images)
+    assert torch.allclose(flat, torch.full_like(flat, 0.75))
+    dark = AddedSmooth(torch.full((1, 2, 2), -2.0))(images)
+    assert torch.equal(dark, torch.zeros_like(dark))
+    slope = AddedSmooth(torch.tensor([[[0.0, 0.2], [0.0, 0.2]]]))(images)[0, 0]
+    assert bool((slope.diff(dim=1) >= 0).all())
+    assert torch.allclose(slope.diff(dim=0), torch.zeros(7, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize(("pixels", "side"), [(8, 4), (32, 8), (224, 8)])
+def test_a_grid_has_at_most_half_as_many_numbers_as_the_image_has_pixels(pixels, side) -> None:
+    images = torch.rand(1, 3, pixels, pixels)
+    start = Smooth().start(images, 5)
+    assert start.shape == (5, 3, side, side)
+    assert stretched(start, images).shape == (5, 3, pixels, pixels)
+
+
+def test_its_norm_counts_every_number_for_sixteen_pixels() -> None:
+    grids = torch.tensor([[[[0.5, -0.25], [0.0, 0.25]]]])
+    assert Smooth().norms(grids).tolist() == [16.0]
