@@ -1,4 +1,4 @@
-"""The main jobs as functions: a network and clean images in; a diagnosis, a repaired network out."""
+"""The main jobs as functions: from a network and clean images to a diagnosis, or to a repair."""
 
 from __future__ import annotations
 

@@ -81,10 +81,10 @@ class Method:
     def presets(self) -> dict[str, Mapping[str, Any]]:
         """Return the method's named settings.
 
-        A defense's defaults are the published ones, whether or not it has other presets.
+        The defaults of a defense or a scanner are the published ones, whether or not it has others.
         """
         own: Mapping[str, Mapping[str, Any]] = getattr(self.load(), "PRESETS", {})
-        return {**({"published": {}} if self.kind == "defense" else {}), **own}
+        return {**({"published": {}} if self.kind in ("defense", "scanner") else {}), **own}
 
     def fields(self) -> list[dict[str, str]]:
         """Return name, type, default and help of every field of the method's dataclass."""

@@ -41,9 +41,9 @@ def test_a_class_is_the_sum_of_its_tests_and_no_test_counts_too_much() -> None:
 
 
 def test_numbers_are_logarithms_of_margins_and_sizes() -> None:
-    found = compare(Pixels(), noise(), Rng(0), effort=0.3)
+    found = compare(Pixels(), noise(), Rng(0))
     assert tuple(found.numbers) == TESTS
-    climb = MarginClimb(**{**MarginClimb.PRESETS["fast"], "steps": 30})
+    climb = MarginClimb(**MarginClimb.PRESETS["fast"])
     margins = climb.climb(Pixels(), noise(), Rng(0).child("margin"), lambda row: None)
     expected = [-math.log(m) if m > 0 else None for m in margins]
     assert found.numbers["margin"] == pytest.approx(expected)
@@ -78,7 +78,7 @@ def test_the_scanner_alarms_from_the_threshold_on_and_says_what_it_rests_on(monk
     for statistic, alarm in ((0.0, True), (9.0, False)):
         known = [{"family": "Pixels", "statistic": statistic}] * 30
         monkeypatch.setattr(scanner, "calibration", lambda known=known: known)
-        said = CombinedScan(effort=0.3).scan(Pixels(backdoor=40), four(), Rng(0))
+        said = CombinedScan(effort=0.9).scan(Pixels(backdoor=40), four(), Rng(0))
         assert said.backdoored is alarm
         assert said.targets == ((2,) if alarm else ())
         assert said.per_class[2] == said.statistic == max(said.per_class)
@@ -102,10 +102,10 @@ def test_three_classes_are_too_few() -> None:
 
 def test_the_inverter_returns_the_most_suspicious_classes_alone() -> None:
     data = DefenderData(noise(16), noise(8, 1), "made here")
-    found = Combined(effort=0.3).fit(Pixels(backdoor=40), data, Rng(0))
+    found = Combined(effort=0.9).fit(Pixels(backdoor=40), data, Rng(0))
     assert {one.target for one in found} == {2}
     assert all(one.evidence.flip_rate is not None for one in found)
-    two = Combined(effort=0.3, classes=2).fit(Pixels(backdoor=40), data, Rng(0))
+    two = Combined(effort=0.9, classes=2).fit(Pixels(backdoor=40), data, Rng(0))
     assert len({one.target for one in two}) == 2
     assert two[0].target == 2
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -68,6 +69,10 @@ class CombinedScan:
         limit = threshold(clean, self.alarm_rate)
         everything = DefenderData(data.everything(), None, data.pool)
         suspects = compare(model, everything.train, rng, effort=self.effort, on_round=on_round)
+        start = time.perf_counter()
+        triggers = recovered(
+            suspects, model, everything, rng, 1, effort=self.effort, on_round=on_round
+        )
         total = suspects.together()
         target = suspects.ranked()[0]
         statistic = total[target]
@@ -84,9 +89,9 @@ class CombinedScan:
                 f"p = {(1 + as_large) / (1 + len(clean)):.3f}.",
                 *self._reservations(model),
             ),
-            seconds=dict(suspects.seconds),
+            seconds={**suspects.seconds, "recover": time.perf_counter() - start},
             tests={test: tuple(each) for test, each in suspects.by_test().items()},
-            triggers=tuple(recovered(suspects, model, everything, 1)),
+            triggers=tuple(triggers),
         )
 
     def _reservations(self, model: nn.Module) -> list[str]:

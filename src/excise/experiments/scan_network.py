@@ -40,7 +40,9 @@ __all__ = ["NetworkScan", "NetworkScanned", "run_network_scan", "write_network_s
 
 SCAN_VERSION = 1
 #: Pictures shown of each recovered trigger, and images its rate is counted on, at most.
-_SHOWN, _COUNTED = 4, 1000
+_SHOWN, _COUNTED = 3, 1000
+#: What a recovered trigger is called, by its type.
+_KINDS = {"Added": "faint pattern", "AddedSmooth": "smooth pattern", "MaskedTrigger": "patch"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,6 +165,7 @@ def _tried(
     clean, triggered = _answers(model, some, None), _answers(model, some, found)
     wanted = target if target is not None else -1
     row: dict[str, Any] = {
+        "kind": _KINDS.get(type(found.trigger).__name__, "trigger"),
         "class": images.classes[target] if target is not None else None,
         "size": found.evidence.size,
         "rate": Rate.of(triggered == wanted).to_json(),

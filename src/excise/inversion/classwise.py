@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Annotated
 
@@ -124,7 +124,13 @@ class ClasswiseSearch(ABC):
         return sorted(recovered, key=lambda one: one.evidence.size or 0.0)
 
     def search(
-        self, model: nn.Module, data: LabelledImages, rng: Rng, *, on_round: OnRound = ignore_round
+        self,
+        model: nn.Module,
+        data: LabelledImages,
+        rng: Rng,
+        *,
+        classes: Sequence[int] | None = None,
+        on_round: OnRound = ignore_round,
     ) -> Searched:
         """Return the triggers of the classes that were kept, and how the classes compared.
 
@@ -132,6 +138,7 @@ class ClasswiseSearch(ABC):
             model: comes back as it was given.
             data: the images to change; their labels play no part.
             rng: draws the images of each round.
+            classes: those to search for; None: all.
             on_round: called after every round.
         """
         net = working_copy(model).requires_grad_(False)
@@ -143,6 +150,7 @@ class ClasswiseSearch(ABC):
             [self._penalty() for _ in range(data.num_classes)],
             success_rate=self.success_rate,
             memory=self.memory,
+            left=classes,
         )
         for number in range(1, self.rounds + 1):
             searching = race.searching()

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from excise.inversion.measure import evidence_of
-from excise.inversion.suspects import Suspects, compare
+from excise.inversion.suspects import Suspects, compare, triggers_of
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.types import DefenderData, OnRound, RecoveredTrigger, ignore_round
@@ -41,24 +41,40 @@ class Combined:
         The training images are searched with; the validation images say how often each works.
         """
         suspects = compare(model, data.train, rng, effort=self.effort, on_round=on_round)
-        return recovered(suspects, model, data, self.classes)
+        return recovered(
+            suspects, model, data, rng, self.classes, effort=self.effort, on_round=on_round
+        )
 
 
 def recovered(
-    suspects: Suspects, model: nn.Module, data: DefenderData, classes: int
+    suspects: Suspects,
+    model: nn.Module,
+    data: DefenderData,
+    rng: Rng,
+    classes: int,
+    *,
+    effort: float = 1.0,
+    on_round: OnRound = ignore_round,
 ) -> list[RecoveredTrigger]:
-    """Return the triggers of the most suspicious classes that have any.
+    """Return the triggers of the most suspicious classes.
 
     Args:
         suspects: what the tests found with the training images.
         model: the network; comes back as it was.
-        data: the validation images say how often each trigger works.
+        data: the training images are searched with; the validation images say how often each
+            trigger works.
+        rng: draws batches.
         classes: how many classes, at most.
+        effort: the share of the usual rounds each search gets.
+        on_round: called after every round of every search.
     """
-    total = suspects.together()
-    chosen = [c for c in suspects.ranked() if c in suspects.triggers][:classes]
-    return [
-        RecoveredTrigger(trigger, c, evidence_of(model, trigger, c, data, total[c]))
-        for c in chosen
-        for trigger in suspects.triggers[c].values()
-    ]
+    total, found = suspects.together(), list[RecoveredTrigger]()
+    for c in suspects.ranked()[:classes]:
+        triggers = triggers_of(
+            suspects, c, model, data.train, rng, effort=effort, on_round=on_round
+        )
+        found += [
+            RecoveredTrigger(trigger, c, evidence_of(model, trigger, c, data, total[c]))
+            for trigger in triggers.values()
+        ]
+    return found

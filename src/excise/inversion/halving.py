@@ -22,11 +22,19 @@ class Halving:
         success_rate: a class succeeds in a round from this share of images on, averaged over the
             last rounds: a single round has few images, and of many rounds one is always lucky.
         memory: how much of that average stays when the next round's share joins it.
+        left: the classes that take part; None: all.
     """
 
-    def __init__(self, penalties: Sequence[Penalty], *, success_rate: float, memory: float) -> None:
+    def __init__(
+        self,
+        penalties: Sequence[Penalty],
+        *,
+        success_rate: float,
+        memory: float,
+        left: Sequence[int] | None = None,
+    ) -> None:
         self.penalties = tuple(penalties)
-        self.left = list(range(len(self.penalties)))
+        self.left = list(range(len(self.penalties)) if left is None else left)
         self.shares = [0.0] * len(self.penalties)
         self._success_rate, self._memory = success_rate, memory
 

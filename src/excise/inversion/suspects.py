@@ -10,8 +10,9 @@ Suspicion of class c in a test: :mod:`excise.inversion.outlying`; spreads below 
 in size) are not believed. Together: the sum over the tests, each of which counts ``MOST`` at most.
 A backdoor's target stands out in several tests; what stands out by chance does so in one.
 
-No paper describes the combination: it is ours. Each test runs with its fast settings, on all the
-images it is given; patterns are compared before the search drops any class.
+No paper describes the combination: it is ours. Each test runs with its fast settings on all the
+images it is given. Patterns are compared early, when all classes have had as many rounds; the
+triggers of the class that is asked for are then searched for alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Any
 
 from torch import nn
 
-from excise.inversion.classwise import ClasswiseSearch
 from excise.inversion.margin_climb import MarginClimb
 from excise.inversion.mask_search import MaskSearch
 from excise.inversion.outlying import suspicions
@@ -33,25 +33,32 @@ from excise.inversion.universal import Universal
 from excise.seeding import Rng
 from excise.types import LabelledImages, OnRound, Trigger, ignore_round
 
-__all__ = ["TESTS", "Suspects", "compare"]
+__all__ = ["TESTS", "Suspects", "compare", "triggers_of"]
 
 TESTS = ("margin", "patch", "pattern", "smooth")
+#: Searches for a pattern, and the rounds after which they are compared.
+_SEARCHES: Mapping[str, type[Universal | Smooth]] = {"pattern": Universal, "smooth": Smooth}
+_COMPARED = 35
+#: Images a round when one class is searched for alone.
+_BATCH = 24
+#: From this suspicion on a test's trigger is worth having.
+LEAST_TELLING = 0.1
 #: The least standard deviation of logarithms that is believed, and what one test counts at most.
 SPREAD, MOST = 0.3, 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """How suspicious every class is, and the triggers that were found on the way.
+    """How suspicious every class is.
 
     Args:
         numbers: of each test, one a class, smaller is more suspicious; None where there is none.
-        triggers: of each class, by the name of the test that found it.
+        patches: the mask and pattern of every class that has one.
         seconds: of each test.
     """
 
     numbers: Mapping[str, tuple[float | None, ...]]
-    triggers: Mapping[int, Mapping[str, Trigger]]
+    patches: Mapping[int, Trigger]
     seconds: Mapping[str, float]
 
     def by_test(self) -> dict[str, list[float]]:
@@ -72,6 +79,11 @@ class Suspects:
             return -total[c], math.inf if size is None else size
 
         return sorted(range(len(total)), key=order)
+
+    def telling(self, c: int) -> list[str]:
+        """Return the tests in which class ``c`` stands out at all, the most telling first."""
+        found = {test: each[c] for test, each in self.by_test().items()}
+        return sorted((t for t in found if found[t] >= LEAST_TELLING), key=lambda t: -found[t])
 
 
 def compare(
@@ -94,37 +106,70 @@ def compare(
     Raises:
         ModelError: logits that are not finite.
     """
-
-    def some(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
-        fewer = {name: max(2, round(effort * settings[name])) for name in names}
-        return {**settings, **fewer}
-
-    seconds: dict[str, float] = {}
     start = time.perf_counter()
-    climb = MarginClimb(**some(MarginClimb.PRESETS["fast"], "steps"))
+    climb = MarginClimb(**_some(MarginClimb.PRESETS["fast"], effort, "steps"))
     margins = climb.climb(model, images, rng.child("margin"), on_round)
-    seconds["margin"] = time.perf_counter() - start
+    seconds = {"margin": time.perf_counter() - start}
     start = time.perf_counter()
-    masks = MaskSearch(**some(MaskSearch.PRESETS["fast"], "rounds"))
+    masks = MaskSearch(**_some(MaskSearch.PRESETS["fast"], effort, "rounds"))
     patches = masks.search(model, images, rng.child("patch"), on_round=on_round)
     seconds["patch"] = time.perf_counter() - start
-    searches: dict[str, ClasswiseSearch] = {
-        "pattern": Universal(**some(Universal.PRESETS["fast"], "rounds", "drop_after")),
-        "smooth": Smooth(**some(Smooth.PRESETS["fast"], "rounds", "drop_after")),
+    numbers = {
+        "margin": tuple(None if m is None else -m for m in _logs(margins)),
+        "patch": _logs(patches.norms),
     }
-    sizes, triggers = {"patch": patches.norms}, dict[int, dict[str, Trigger]]()
-    for test, search in searches.items():
+    for test, kind in _SEARCHES.items():
         start = time.perf_counter()
+        settings = _some({**kind.PRESETS["fast"], "rounds": _COMPARED}, effort, "rounds")
+        search = kind(**settings, keep=images.num_classes)
         found = search.search(model, images, rng.child(test), on_round=on_round)
-        seconds[test] = time.perf_counter() - start
-        sizes[test] = found.sizes
-        for c, trigger in found.triggers.items():
-            triggers.setdefault(c, {})[test] = trigger
-    for c in patches.by_size():
-        triggers.setdefault(c, {})["patch"] = patches.triggers[c]
-    numbers = {"margin": tuple(None if m is None else -m for m in _logs(margins))}
-    numbers |= {test: _logs(each) for test, each in sizes.items()}
-    return Suspects(numbers, triggers, seconds)
+        seconds[test], numbers[test] = time.perf_counter() - start, _logs(found.sizes)
+    found_patches = {c: patches.triggers[c] for c in patches.by_size()}
+    return Suspects(numbers, found_patches, seconds)
+
+
+def triggers_of(
+    suspects: Suspects,
+    c: int,
+    model: nn.Module,
+    images: LabelledImages,
+    rng: Rng,
+    *,
+    effort: float = 1.0,
+    on_round: OnRound = ignore_round,
+) -> dict[str, Trigger]:
+    """Return the triggers of one class, by the test that asks for such a one.
+
+    Only of the tests in which the class stands out; patterns are searched for anew, for this class
+    alone, longer and with more images.
+
+    Args:
+        suspects: what the tests found.
+        c: the class.
+        model: comes back as it was given.
+        images: clean ones; their labels play no part.
+        rng: draws batches.
+        effort: the share of the usual rounds each search gets.
+        on_round: called after every round of every search.
+    """
+    telling = suspects.telling(c) or list(TESTS)
+    found: dict[str, Trigger] = {}
+    for test, kind in _SEARCHES.items():
+        if test in telling:
+            usual = {**kind.PRESETS["fast"], "batch_size": _BATCH}
+            search = kind(**_some(usual, effort, "rounds"))
+            longer = search.search(
+                model, images, rng.child(f"{test} again"), classes=[c], on_round=on_round
+            )
+            if c in longer.triggers:
+                found[test] = longer.triggers[c]
+    if c in suspects.patches and ("patch" in telling or not found):
+        found["patch"] = suspects.patches[c]
+    return found
+
+
+def _some(settings: Mapping[str, Any], effort: float, name: str) -> dict[str, Any]:
+    return {**settings, name: max(2, round(effort * settings[name]))}
 
 
 def _logs(numbers: Sequence[float | None]) -> tuple[float | None, ...]:

@@ -59,6 +59,7 @@ class _Shown(Part):
 
 
 class _Trigger(Part):
+    kind: str
     class_: str | None = Field(alias="class")
     size: Figure | None
     rate: Rate
@@ -174,7 +175,7 @@ def _trigger(one: _Trigger, scan: _Scan, files: Mapping[str, bytes]) -> dict[str
     works += f"classes there (interval {formats.interval_text(one.rate.low, one.rate.high)}); "
     works += f"without it {formats.percent(one.without.value or 0)} go there."
     return {
-        "name": name,
+        "name": f"A {one.kind} {name}",
         "works": works,
         "size": None if one.size is None else f"Mean change of an image: {one.size:.1f} pixels.",
         "cards": [_card(shown, one.residual_scale, files) for shown in one.shown],
