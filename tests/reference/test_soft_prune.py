@@ -24,11 +24,11 @@ def inverted(images):
 class Given:
     """An inverter that hands over what it was given."""
 
-    def __init__(self, *triggers) -> None:
-        self.triggers = triggers
+    def __init__(self, *triggers, told=False) -> None:
+        self.triggers, self.told = triggers, told
 
     def fit(self, model, data, rng, *, on_round=lambda row: None):
-        return [RecoveredTrigger(t, 0, Evidence()) for t in self.triggers]
+        return [RecoveredTrigger(t, 0, Evidence(told=self.told)) for t in self.triggers]
 
 
 @pytest.fixture
@@ -59,21 +59,25 @@ def test_the_loss_of_a_soft_answer_is_as_worked_by_hand() -> None:
     assert nn.functional.cross_entropy(logits, wanted).item() == pytest.approx(0.8370, abs=1e-4)
 
 
-@pytest.mark.parametrize("triggers", [(darker,), (darker, inverted)])
+@pytest.mark.parametrize("grain", ["kernel", "filter"])
 @pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("penalty", [0.0, 0.002])
 def test_the_first_step_lowers_the_gates_whose_gradient_is_positive(
-    network, data, triggers, share
+    network, data, grain, share, penalty
 ) -> None:
     method = SoftPrune(
-        inverter=Given(*triggers), steps=1, batch_size=6, learning_rate=RATE, label_share=share
-    )
+        inverter=Given(darker), steps=1, batch_size=6, learning_rate=RATE, label_share=share,
+        grain=grain, boost=1.0, target_weight=3.0, penalty=penalty,
+    )  # fmt: skip
     repaired = method.repair(network, data, Rng(0)).model
 
     x, y = data.train.images, data.train.labels
     convolutions = [network[0], network[2]]
-    gates = [torch.ones(len(c.weight), 1, 1, 1, dtype=x.dtype) for c in convolutions]
-    for gate in gates:
-        gate.requires_grad_()
+    inputs = [1, 4] if grain == "kernel" else [1, 1]
+    gates = [
+        torch.ones(len(c.weight), n, 1, 1, dtype=x.dtype, requires_grad=True)
+        for c, n in zip(convolutions, inputs, strict=True)
+    ]
 
     def gated(images):
         one, two = convolutions
@@ -84,9 +88,12 @@ def test_the_first_step_lowers_the_gates_whose_gradient_is_positive(
     with torch.no_grad():
         wanted = network(x).softmax(1)
         wanted = (1 - share) * wanted + share * torch.eye(3, dtype=x.dtype)[y]
-    total = -(wanted * gated(x).log_softmax(1)).sum(1).mean()
-    for t in triggers:
-        total = total - (wanted * gated(t(x)).log_softmax(1)).sum(1).mean() / len(triggers)
+    # Two of the six images are of the target class, 0: each counts 3 of 3 + 3 + 4 · 1 = 10.
+    weights = torch.tensor([0.3, 0.1, 0.1, 0.3, 0.1, 0.1], dtype=x.dtype)
+    total = sum(
+        -(weights * (wanted * gated(images).log_softmax(1)).sum(1)).sum()
+        for images in (x, darker(x))
+    ) + penalty * sum((1 - gate).sum() for gate in gates)
     for index, gradient in zip((0, 2), torch.autograd.grad(total, gates), strict=True):
         # Adam's first step is the rate, downhill; a gate never exceeds 1.
         sure = gradient.abs() > 1e-5
@@ -97,6 +104,31 @@ def test_the_first_step_lowers_the_gates_whose_gradient_is_positive(
         assert torch.equal(repaired[index].bias, network[index].bias)
         assert (gradient > 1e-5).any()
     assert torch.equal(repaired[6].weight, network[6].weight)
+
+
+def test_a_trigger_that_was_found_is_made_stronger_and_one_that_was_told_is_not() -> None:
+    images = torch.full((400, 1, 2, 2), 0.8, dtype=torch.float64)
+    found = SoftPrune(inverter=Given(), boost=2.0)
+    for told in (False, True):
+        triggers = [RecoveredTrigger(darker, 0, Evidence(told=told))]
+        changed = found._changed(triggers, images, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+        if told:
+            assert torch.equal(changed, torch.full_like(changed, 0.4))
+        else:  # 0.8 − 0.4 s, s from 1 to 2: evenly from 0.4 down to 0
+            assert changed.max() <= 0.4
+            assert changed.min() >= 0
+            assert changed.mean().item() == pytest.approx(0.2, abs=0.02)
+
+
+def test_every_image_gets_one_of_the_triggers() -> None:
+    images = torch.full((300, 1, 2, 2), 0.8, dtype=torch.float64)
+    triggers = [RecoveredTrigger(t, 0, Evidence(told=True)) for t in (darker, inverted)]
+    method = SoftPrune(inverter=Given())
+    changed = method._changed(triggers, images, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    dark = (changed - 0.4).abs() < 1e-9
+    bright = (changed - 0.2).abs() < 1e-9
+    assert bool((dark | bright).all())
+    assert 120 < int(dark.sum()) < 180
 
 
 def test_only_the_strongest_triggers_are_unlearned(network, data) -> None:
@@ -119,15 +151,20 @@ def test_gates_stay_in_range_and_it_says_how_many_filters_were_cut(network, data
     repair = method.repair(network, data, Rng(0))
     ratios = [repair.model[k].weight / network[k].weight for k in (0, 2)]
     assert all(bool(((r >= 0) & (r <= 1)).all()) for r in ratios)
-    cut = sum(int((r.flatten(1)[:, 0] < 0.5).sum()) for r in ratios)
-    assert repair.notes == (f"{cut} of 9 filters were cut by more than half.",)
+    cut = sum(int((r[:, :, 0, 0] < 0.5).sum()) for r in ratios)
+    mean = sum(float(r[:, :, 0, 0].sum()) for r in ratios) / 24
+    assert repair.notes == (
+        "Unlearned 1 trigger toward 'a'.",
+        f"{cut} of 24 kernels lost more than half of their weight; they keep {mean:.1%} on "
+        "average.",
+    )
     assert cut > 0
 
 
 def test_a_network_that_diverges_stops_with_the_last_good_state(network, data) -> None:
-    def infinite(images):
-        return images * float("inf")
+    def broken(images):
+        return images * float("nan")
 
-    repair = SoftPrune(inverter=Given(infinite), steps=5).repair(network, data, Rng(0))
+    repair = SoftPrune(inverter=Given(broken), steps=5).repair(network, data, Rng(0))
     assert any("diverged" in note for note in repair.notes)
     assert torch.equal(repair.model[0].weight, network[0].weight)

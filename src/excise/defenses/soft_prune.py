@@ -151,11 +151,21 @@ class SoftPrune:
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
         every = torch.cat([gate.flatten() for gate in final.values()])
-        weak = f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s were cut by more than "
-        weak += "half."
+        weak = f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s lost more than half of "
+        weak += f"their weight; they keep {float(every.mean()):.1%} on average."
+        names = dict.fromkeys(images.classes[t.target] for t in triggers if t.target is not None)
+        toward = (
+            f"toward {' and '.join(map(repr, names))}" if names else "toward no class of its own"
+        )
+        unlearned = f"Unlearned {len(triggers)} trigger{'s' * (len(triggers) > 1)} {toward}."
         seconds = {"invert": inverted - start, "gates": time.perf_counter() - inverted}
         return Repair(
-            finished(worked, model), (), tuned.history, assumed, (weak, *tuned.notes), seconds
+            finished(worked, model),
+            (),
+            tuned.history,
+            assumed,
+            (unlearned, weak, *tuned.notes),
+            seconds,
         )
 
     def _gates(self, model: nn.Module, names: list[str]) -> dict[str, Tensor]:

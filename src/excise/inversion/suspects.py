@@ -140,8 +140,8 @@ def triggers_of(
 ) -> dict[str, Trigger]:
     """Return the triggers of one class, by the test that asks for such a one.
 
-    Only of the tests in which the class stands out; patterns are searched for anew, for this class
-    alone, longer and with more images.
+    A pattern always, the others where the class stands out in their test; patterns are searched for
+    anew, for this class alone, longer and with more images.
 
     Args:
         suspects: what the tests found.
@@ -152,10 +152,10 @@ def triggers_of(
         effort: the share of the usual rounds each search gets.
         on_round: called after every round of every search.
     """
-    telling = suspects.telling(c) or list(TESTS)
+    telling = suspects.telling(c)
     found: dict[str, Trigger] = {}
     for test, kind in _SEARCHES.items():
-        if test in telling:
+        if test == "pattern" or test in telling:
             usual = {**kind.PRESETS["fast"], "batch_size": _BATCH}
             search = kind(**_some(usual, effort, "rounds"))
             longer = search.search(

@@ -1,0 +1,215 @@
+"""Soft-Prune told nothing: victims and clean networks, at several budgets and samples.
+
+Claim      docs/methods/soft-prune.md (its tables are made from the records this script writes)
+Command    EXCISE_DATA=… python benchmarks/trigger_free.py --only 'cifar10-*' --spc 10
+           python benchmarks/trigger_free.py --write    (the tables, into the page)
+Hardware   one core
+Runs       one a network, budget and sample (--seed draws the images and what the method draws);
+           what exists is kept
+Time       about two minutes a network of 10 classes at SPC 10
+
+Images     drawn from the training images the network never saw; neither trigger nor target is told
+Measured   on --test-images test images, beside the network's clean twin where the zoo has it
+Records    benchmarks/records/trigger-free/spc-N/NETWORK-sSEED.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).parent
+VICTIMS = HERE / "victims"
+RECORDS = HERE / "records" / "trigger-free"
+PAGE = HERE.parent / "docs" / "methods" / "soft-prune.md"
+BEGIN, END = "<!-- made by benchmarks/trigger_free.py -->", "<!-- end of what it made -->"
+BUDGETS = (2, 10, 100)
+#: Networks on which the method was chosen; every other one was not looked at before.
+DEVELOPMENT = (
+    "cifar10-badnets-1", "cifar10-blended-1", "cifar10-lf-1", "cifar10-ftrojan-0",
+    "cifar10-trojannn-0", "cifar10-none-0",
+)  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def networks(pattern: str) -> list[Path]:
+    found = sorted(card.parent for card in VICTIMS.glob("*/card.json"))
+    return [path for path in found if fnmatch.fnmatch(path.name, pattern)]
+
+
+def twin_of(card: Record) -> Path | None:
+    """Return the clean network of the same data, epochs and seed, if the zoo has it."""
+    made = card["made"]
+    for path in VICTIMS.glob(f"{made['data']['source']}-none-*"):
+        other = json.loads((path / "card.json").read_text())["made"]
+        if (other["recipe"]["epochs"], other["seed"]) == (made["recipe"]["epochs"], made["seed"]):
+            return path
+    return None
+
+
+def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) -> Record:
+    """Repair one network and measure it before and after."""
+    import torch
+
+    from excise.attacks import load_victim
+    from excise.data import defender_data, load_data
+    from excise.defenses import SoftPrune
+    from excise.evaluation import compare, evaluate
+    from excise.experiments.environment import environment
+    from excise.experiments.plant import pool_of
+    from excise.inversion import Combined
+    from excise.models import load_model
+    from excise.registry import spec_of
+    from excise.seeding import Rng
+    from excise.types import AllToOne
+
+    victim, card = load_victim(bundle)
+    made = card["made"]
+    source = made["data"]["source"]
+    if source not in data:
+        data[source] = load_data(source)
+    pool = pool_of(data[source].train, made["seed"], made["data"]["victim_images"]).pool
+    images = defender_data(pool, spc=spc, rng=Rng(seed).child("sample"))
+    method = SoftPrune(inverter=Combined())
+    repaired = method.repair(victim.model, images, Rng(seed).child("method"))
+    test = data[source].test
+    step = max(1, len(test) // count)
+    test = test.subset(torch.arange(0, len(test), step)[:count])
+    backdoor = victim.backdoor
+
+    def measured(model: Any) -> Any:
+        if backdoor is None:
+            return evaluate(model, test)
+        return evaluate(model, test, trigger=backdoor.trigger, rule=backdoor.rule)
+
+    before, after = measured(victim.model), measured(repaired.model)
+    twin = twin_of(card) if backdoor is not None else None
+    floor = measured(load_model(twin)) if twin is not None else None
+    rule = backdoor.rule if backdoor is not None else None
+    return {
+        "network": bundle.name,
+        "attack": made["attack"]["name"],
+        "target": data[source].test.classes[rule.target] if isinstance(rule, AllToOne) else None,
+        "spc": spc,
+        "seed": seed,
+        "defense": spec_of("defense", method),
+        "notes": list(repaired.notes),
+        "seconds": dict(repaired.seconds),
+        "before": before.to_json(),
+        "after": after.to_json(),
+        "floor": floor.to_json() if floor is not None else None,
+        "twin": twin.name if twin is not None else None,
+        "comparison": compare(before, after, Rng(seed).child("evaluate"), floor).to_json(),
+        "environment": environment(next(victim.model.parameters()).device),
+    }
+
+
+def tables() -> str:
+    """Return the tables of all records: victims, then clean networks."""
+    found = [json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json"))]
+    lines = []
+    for title, wanted in (("Victims not looked at before", False), ("Development", True)):
+        some = [r for r in found if (r["network"] in DEVELOPMENT) is wanted and r["after"]["asr"]]
+        lines += [
+            f"**{title}**", "",
+            "| victim | SPC | runs | before: ACC / ASR / RA | after: ACC / ASR / RA (worst ASR) | "
+            "twin's: ASR / RA | recall of the target | right class | DER |",
+            "|-|-|-|-|-|-|-|-|-|",
+        ]  # fmt: skip
+        keys = dict.fromkeys((r["network"], r["spc"]) for r in some)
+        for name, spc in sorted(keys):
+            lines.append(
+                row(name, spc, [r for r in some if (r["network"], r["spc"]) == (name, spc)])
+            )
+        for spc in BUDGETS:
+            own = [r for r in some if r["spc"] == spc]
+            if own:
+                ders = [r["comparison"]["der"]["value"] for r in own]
+                lines += ["", f"SPC {spc}: DER {min(ders):.3f} at worst, {mean(ders):.3f} in the "
+                          f"mean, over {len(own)} runs."]  # fmt: skip
+        lines.append("")
+    lines += ["**Clean networks, repaired all the same**", "",
+              "| network | SPC | runs | ACC before | ACC after |", "|-|-|-|-|-|"]  # fmt: skip
+    clean = [r for r in found if not r["after"]["asr"]]
+    for name, spc in sorted(dict.fromkeys((r["network"], r["spc"]) for r in clean)):
+        own = [r for r in clean if (r["network"], r["spc"]) == (name, spc)]
+        lines.append(f"| {name} | {spc} | {len(own)} | {rate(own, 'before', 'acc')} | "
+                     f"{rate(own, 'after', 'acc')} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def rate(own: Sequence[Record], when: str, key: str) -> str:
+    values = [r[when][key]["value"] for r in own if r[when] and r[when].get(key)]
+    return f"{100 * mean(values):.1f}" if values else "–"
+
+
+def row(name: str, spc: int, own: Sequence[Record]) -> str:
+    def three(when: str, *keys: str) -> str:
+        return " / ".join(rate(own, when, key) for key in keys)
+
+    worst = max(100 * r["after"]["asr"]["value"] for r in own)
+    right = sum(f"toward {r['target']!r}." in r["notes"][0] for r in own)
+    named = f"{right} of {len(own)}" if own[0]["target"] is not None else "–"
+    ders = mean(r["comparison"]["der"]["value"] for r in own)
+    return (
+        f"| {name} | {spc} | {len(own)} | {three('before', 'acc', 'asr', 'ra')} | "
+        f"{three('after', 'acc', 'asr', 'ra')} ({worst:.1f}) | {three('floor', 'asr', 'ra')} | "
+        f"{rate(own, 'before', 'target_recall')} → {rate(own, 'after', 'target_recall')} | "
+        f"{named} | {ders:.3f} |"
+    )
+
+
+def page_with(page: str) -> str:
+    """Return the page with today's tables between its markers."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="*", help="networks whose name fits this pattern")
+    parser.add_argument("--spc", type=int, default=10, help="images a class")
+    parser.add_argument("--seed", type=int, default=0, help="draws the images, and the method's")
+    parser.add_argument("--test-images", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the tables and stop")
+    asked = parser.parse_args()
+    from excise.files import write_json, write_text
+
+    if asked.write:
+        write_text(PAGE, page_with(PAGE.read_text(encoding="utf-8")))
+        return 0
+    import torch
+
+    torch.set_num_threads(asked.threads)
+    data: dict[str, Any] = {}
+    for bundle in networks(asked.only):
+        path = RECORDS / f"spc-{asked.spc}" / f"{bundle.name}-s{asked.seed}.json"
+        if path.exists():
+            continue
+        start = time.perf_counter()
+        record = repair(bundle, asked.spc, asked.seed, asked.test_images, data)
+        write_json(path, record)
+        said = [
+            " / ".join(
+                f"{100 * record[when][key]['value']:.1f}"
+                for key in ("acc", "asr", "ra")
+                if record[when][key]
+            )
+            for when in ("before", "after")
+        ]
+        took = f"{time.perf_counter() - start:.0f} s"
+        print(f"{bundle.name}: {' → '.join(said)}, {record['notes'][0]} {took}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
