@@ -105,7 +105,8 @@ def test_the_inverter_returns_the_most_suspicious_classes_alone() -> None:
     found = Combined(effort=0.9).fit(Pixels(backdoor=40), data, Rng(0))
     assert {one.target for one in found} == {2}
     assert all(one.evidence.flip_rate is not None for one in found)
-    two = Combined(effort=0.9, classes=2).fit(Pixels(backdoor=40), data, Rng(0))
+    assert Combined(effort=0.9, least=99).fit(Pixels(backdoor=40), data, Rng(0)) == []
+    two = Combined(effort=0.9, classes=2, least=0).fit(Pixels(backdoor=40), data, Rng(0))
     assert len({one.target for one in two}) == 2
     assert two[0].target == 2
 

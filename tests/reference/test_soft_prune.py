@@ -142,7 +142,7 @@ def test_only_the_strongest_triggers_are_unlearned(network, data) -> None:
 
 def test_without_a_trigger_nothing_is_cut_and_it_says_so(network, data) -> None:
     repair = SoftPrune(inverter=Given()).repair(network, data, Rng(0))
-    assert repair.notes == ("No trigger was recovered.",)
+    assert repair.notes == ("No trigger was recovered, so nothing was cut.",)
     assert torch.equal(repair.model(data.train.images), network(data.train.images))
 
 

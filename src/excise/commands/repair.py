@@ -29,7 +29,7 @@ from excise.errors import SpecError
 from excise.evaluation import Limits, evaluate, near_chance
 from excise.experiments.repair import Question, run_repair, write_outcome
 from excise.models import Network, check_model, load_model, read_card
-from excise.registry import build, find
+from excise.registry import build, find, parse
 from excise.reports import terminal_table
 from excise.seeding import Rng
 from excise.types import Images, LabelledImages
@@ -65,8 +65,9 @@ class Repair:
     preset: str = "published"
     """Named settings of the defense; its own options stand above them."""
     inverter: str = "combined"
-    """How the trigger is found, for a defense that uses one (`excise list inverters`); oracle: it
-    is told by --trigger, as the paper's grad-prune is unless another is named."""
+    """How the trigger is found, for a defense that uses one (`excise list inverters`), with settings
+    if need be: combined,least=0. oracle: it is told by --trigger, as the paper's grad-prune is
+    unless another is named."""
     validation_ratio: float = 0.1
     """Share of the images held out to decide by."""
     paper_split: bool = False
@@ -231,7 +232,7 @@ def _takes_inverter(method: str) -> bool:
 def _inverter(name: str, trigger: Any) -> Any:
     if name == "oracle":
         return build("inverter", name, {"trigger": trigger or _untold})
-    return build("inverter", name)
+    return build("inverter", *parse(name))
 
 
 def _untold(images: Images) -> Images:

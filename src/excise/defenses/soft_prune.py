@@ -112,7 +112,7 @@ class SoftPrune:
         worked = working_copy(model).requires_grad_(False)
         if not triggers:
             return Repair(
-                finished(worked, model), (), (), notes=("No trigger was recovered.",),
+                finished(worked, model), (), (), notes=("No trigger was recovered, so nothing was cut.",),
                 seconds={"invert": inverted - start},
             )  # fmt: skip
         images, given = data.everything(), working_copy(model).requires_grad_(False)

@@ -1,8 +1,8 @@
 """Combined: the triggers of the class that four tests together suspect most.
 
-Tests and how they are put together: :mod:`excise.inversion.suspects`. A class is always returned if
-any has a trigger: whether it is a backdoor's target is the scanner's to say
-(:mod:`excise.detection.combined`), and a repair is to do no harm where it is not.
+Tests and how they are put together: :mod:`excise.inversion.suspects`. A class far below a scan's
+alarm is returned too: a repair may be wanted without one. Below ``least`` nothing is: there the class
+is as good as drawn, and unlearning its pattern costs a clean network accuracy for nothing.
 
 Measured: docs/scan.md.
 """
@@ -30,6 +30,8 @@ class Combined:
 
     classes: Annotated[int, Field(ge=1)] = 1
     """Classes whose triggers are returned, the most suspicious first."""
+    least: Annotated[float, Field(ge=0)] = 0.5
+    """A class of less suspicion is none; 0: always return the most suspicious one."""
     effort: Annotated[float, Field(gt=0, le=4)] = 1.0
     """Share of the usual rounds that each test gets."""
 
@@ -42,8 +44,9 @@ class Combined:
         """
         suspects = compare(model, data.train, rng, effort=self.effort, on_round=on_round)
         return recovered(
-            suspects, model, data, rng, self.classes, effort=self.effort, on_round=on_round
-        )
+            suspects, model, data, rng, self.classes,
+            least=self.least, effort=self.effort, on_round=on_round,
+        )  # fmt: skip
 
 
 def recovered(
@@ -53,6 +56,7 @@ def recovered(
     rng: Rng,
     classes: int,
     *,
+    least: float = 0.0,
     effort: float = 1.0,
     on_round: OnRound = ignore_round,
 ) -> list[RecoveredTrigger]:
@@ -65,11 +69,12 @@ def recovered(
             trigger works.
         rng: draws batches.
         classes: how many classes, at most.
+        least: a class of less suspicion is left out.
         effort: the share of the usual rounds each search gets.
         on_round: called after every round of every search.
     """
     total, found = suspects.together(), list[RecoveredTrigger]()
-    for c in suspects.ranked()[:classes]:
+    for c in (c for c in suspects.ranked()[:classes] if total[c] >= least):
         triggers = triggers_of(
             suspects, c, model, data.train, rng, effort=effort, on_round=on_round
         )
