@@ -65,9 +65,9 @@ class Repair:
     preset: str = "published"
     """Named settings of the defense; its own options stand above them."""
     inverter: str = "combined"
-    """How the trigger is found, for a defense that uses one (`excise list inverters`), with settings
-    if need be: combined,least=0. oracle: it is told by --trigger, as the paper's grad-prune is
-    unless another is named."""
+    """How the trigger is found, for a defense that uses one (`excise list inverters`), with its
+    settings if need be: combined,least=0. oracle: it is told by --trigger, as the paper's
+    grad-prune is unless another is named."""
     validation_ratio: float = 0.1
     """Share of the images held out to decide by."""
     paper_split: bool = False

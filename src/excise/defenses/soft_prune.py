@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -47,14 +46,14 @@ from excise.models import dtype_of, finished, prunable, trace, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.training import Masked, channel_masks, cosine, fold, set_rate, train_epochs
-from excise.training.masks import clamp_masks
+from excise.training.masks import clamp_masks, kernel_masks
+from excise.training.pairs import under_one_of
 from excise.types import (
     DefenderData,
     Images,
     Inverter,
     Labels,
     OnRound,
-    RecoveredTrigger,
     Repair,
     ignore_round,
 )
@@ -112,11 +111,12 @@ class SoftPrune:
         worked = working_copy(model).requires_grad_(False)
         if not triggers:
             return Repair(
-                finished(worked, model), (), (), notes=("No trigger was recovered, so nothing was cut.",),
-                seconds={"invert": inverted - start},
+                finished(worked, model), (), (), seconds={"invert": inverted - start},
+                notes=("No trigger was recovered, so nothing was cut.",),
             )  # fmt: skip
         images, given = data.everything(), working_copy(model).requires_grad_(False)
-        gates = self._gates(worked, [f"{unit.layer}.weight" for unit in units])
+        masks = channel_masks if self.grain == "filter" else kernel_masks
+        gates = masks(worked, [f"{unit.layer}.weight" for unit in units])
         optimizer = torch.optim.Adam(gates.values(), self.learning_rate)
         gated = Masked(worked, gates)
         epochs = -(-self.steps * min(self.batch_size, len(images)) // len(images))
@@ -128,7 +128,8 @@ class SoftPrune:
             with torch.no_grad():
                 answers = given(x).softmax(1)
                 wanted = answers.lerp(F.one_hot(labels, answers.shape[1]).to(x), self.label_share)
-                changed = self._changed(triggers, x, rng.torch(f"step/{next(count)}", x.device))
+                generator = rng.torch(f"step/{next(count)}", x.device)
+                changed = under_one_of(triggers, x, generator, boost=self.boost)
                 share = torch.where(torch.isin(labels, targets), self.target_weight, 1.0).to(x)
                 share /= share.sum()
             each = [F.cross_entropy(gated(z), wanted, reduction="none") for z in (x, changed)]
@@ -151,47 +152,13 @@ class SoftPrune:
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
         every = torch.cat([gate.flatten() for gate in final.values()])
-        weak = f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s lost more than half of "
-        weak += f"their weight; they keep {float(every.mean()):.1%} on average."
         names = dict.fromkeys(images.classes[t.target] for t in triggers if t.target is not None)
-        toward = (
-            f"toward {' and '.join(map(repr, names))}" if names else "toward no class of its own"
+        notes = (
+            f"Unlearned {len(triggers)} trigger{'s' * (len(triggers) > 1)} toward "
+            f"{' and '.join(map(repr, names)) or 'no class of its own'}.",
+            f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s lost more than half of "
+            f"their weight; they keep {float(every.mean()):.1%} on average.",
+            *tuned.notes,
         )
-        unlearned = f"Unlearned {len(triggers)} trigger{'s' * (len(triggers) > 1)} {toward}."
         seconds = {"invert": inverted - start, "gates": time.perf_counter() - inverted}
-        return Repair(
-            finished(worked, model),
-            (),
-            tuned.history,
-            assumed,
-            (unlearned, weak, *tuned.notes),
-            seconds,
-        )
-
-    def _gates(self, model: nn.Module, names: list[str]) -> dict[str, Tensor]:
-        """Return gates of 1: ``(filters,)``, or ``(filters, channels, 1, 1)`` for kernels."""
-        if self.grain == "filter":
-            return channel_masks(model, names)
-        weights = {name: model.get_parameter(name) for name in names}
-        return {
-            name: torch.ones_like(weight[:, :, :1, :1]).detach().requires_grad_()
-            for name, weight in weights.items()
-        }
-
-    def _changed(
-        self, triggers: Sequence[RecoveredTrigger], x: Images, generator: torch.Generator
-    ) -> Images:
-        """Return every image under one of the triggers, those that were found made stronger."""
-        draw = torch.rand(2, len(x), generator=generator, device=x.device, dtype=x.dtype)
-        which, strength = (draw[0] * len(triggers)).long(), 1 + (self.boost - 1) * draw[1]
-        changed = x.clone()
-        for number, trigger in enumerate(triggers):
-            index = torch.nonzero(which == number).flatten()
-            if not len(index):
-                continue
-            some, by = x[index], strength[index, None, None, None]
-            under = trigger(some)
-            if not trigger.evidence.told:
-                under = (some + by * (under - some)).clamp(0, 1)
-            changed[index] = under
-        return changed.contiguous(memory_format=torch.channels_last)
+        return Repair(finished(worked, model), (), tuned.history, assumed, notes, seconds)

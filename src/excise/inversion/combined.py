@@ -1,8 +1,8 @@
 """Combined: the triggers of the class that four tests together suspect most.
 
 Tests and how they are put together: :mod:`excise.inversion.suspects`. A class far below a scan's
-alarm is returned too: a repair may be wanted without one. Below ``least`` nothing is: there the class
-is as good as drawn, and unlearning its pattern costs a clean network accuracy for nothing.
+alarm is returned too: a repair may be wanted without one. Below ``least`` nothing is: there the
+class is as good as drawn, and unlearning its pattern costs a clean network accuracy for nothing.
 
 Measured: docs/scan.md.
 """

@@ -15,7 +15,15 @@ from torch.func import functional_call
 from excise.models import batch_norms
 from excise.types import Edit, Images
 
-__all__ = ["Masked", "channel_masks", "clamp_masks", "edits_below", "fold", "gammas"]
+__all__ = [
+    "Masked",
+    "channel_masks",
+    "clamp_masks",
+    "edits_below",
+    "fold",
+    "gammas",
+    "kernel_masks",
+]
 
 
 class Masked:
@@ -48,6 +56,18 @@ def channel_masks(model: nn.Module, names: Iterable[str], value: float = 1.0) ->
     weights = {name: model.get_parameter(name).detach() for name in names}
     return {
         name: weight.new_full((len(weight),), value).requires_grad_()
+        for name, weight in weights.items()
+    }
+
+
+def kernel_masks(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return for each weight of a convolution a mask of 1, ``(filters, channels, 1, 1)``.
+
+    It has one number for each kernel: a filter's part that reads one channel. It needs gradients.
+    """
+    weights = {name: model.get_parameter(name).detach() for name in names}
+    return {
+        name: torch.ones_like(weight[:, :, :1, :1]).requires_grad_()
         for name, weight in weights.items()
     }
 

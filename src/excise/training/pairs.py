@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from excise.models import dtype_of
 from excise.seeding import Rng
 from excise.training.tune import Tuned, tune
-from excise.types import Images, LabelledImages, Labels, OnRound, Trigger, round_to_8_bits
+from excise.types import (
+    Images,
+    LabelledImages,
+    Labels,
+    OnRound,
+    RecoveredTrigger,
+    Trigger,
+    round_to_8_bits,
+)
 
-__all__ = ["Paired", "count_correct", "logits_of", "tune_on_pairs"]
+__all__ = ["Paired", "count_correct", "logits_of", "tune_on_pairs", "under_one_of"]
 
 
 def logits_of(model: nn.Module, images: Images, batch_size: int) -> Float[Tensor, "n k"]:
@@ -28,6 +36,37 @@ def count_correct(model: nn.Module, data: LabelledImages, batch_size: int) -> in
     """Return how many images the network, in the mode it is in, calls by their label."""
     logits = logits_of(model, data.floats().to(dtype_of(model)), batch_size)
     return int((logits.argmax(1) == data.labels).sum())
+
+
+def under_one_of(
+    triggers: Sequence[RecoveredTrigger],
+    images: Images,
+    generator: torch.Generator,
+    *,
+    boost: float = 1.0,
+) -> Images:
+    """Return every image under one of the triggers, drawn for it; not rounded to 8 bits.
+
+    Args:
+        triggers: at least one.
+        images: ``(n, c, h, w)``.
+        generator: draws which trigger, and how strong it is.
+        boost: the change of a trigger that was found, not told, is multiplied by up to as much: an
+            inverted trigger is the weakest that works.
+    """
+    draw = torch.rand(2, len(images), generator=generator, device=images.device, dtype=images.dtype)
+    which, strength = (draw[0] * len(triggers)).long(), 1 + (boost - 1) * draw[1]
+    changed = images.clone()
+    for number, trigger in enumerate(triggers):
+        index = torch.nonzero(which == number).flatten()
+        if not len(index):
+            continue
+        some, by = images[index], strength[index, None, None, None]
+        under = trigger(some)
+        changed[index] = (
+            under if trigger.evidence.told else (some + by * (under - some)).clamp(0, 1)
+        )
+    return changed.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, eq=False)
