@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from excise import load_images, repair, scan
 from excise.attacks import Victim, save_victim
@@ -129,3 +130,32 @@ def quick():
     from excise.inversion import Combined
 
     return Combined(effort=0.1)
+
+
+def test_a_repair_needs_no_trigger_and_says_toward_which_class_it_cut(
+    victim: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    status = run("repair", victim, "--images", "digits", "--spc", 5, "--out", out,
+                 "--inverter", "combined,effort=0.15,least=0", "--steps", 4)  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    record = json.loads((out / "record.json").read_text())
+    assert status == (0 if record["verdict"]["ok"] else 1)
+    assert record["verdict"]["status"] in ("clean-only", "harmed")
+    assert record["spec"]["defense"]["name"] == "soft-prune"
+    assert record["spec"]["defense"]["inverter"]["least"] == 0
+    assert "Unlearned " in said
+    assert "toward '" in said
+    assert record["assumed"] == []
+
+
+def test_where_no_class_stands_out_the_network_stays_as_it_is(
+    victim: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    run("repair", victim, "--images", "digits", "--spc", 5, "--out", out,
+        "--inverter", "combined,effort=0.1,least=99")  # fmt: skip
+    assert "No trigger was recovered, so nothing was cut." in capsys.readouterr().out
+    given = load_file(victim / "model.safetensors")
+    repaired = load_file(out / "model.safetensors")
+    assert all(torch.equal(given[name], repaired[name]) for name in given)

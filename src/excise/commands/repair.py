@@ -132,7 +132,9 @@ def run(arguments: list[str]) -> int:
     else:
         console = Console(highlight=False)
         console.print(terminal_table(outcome.record))
-        console.print(outcome.record["verdict"]["sentence"])
+        console.print(outcome.record["verdict"]["sentence"], markup=False)
+        for note in outcome.record["notes"]:
+            console.print(note, markup=False)
         for finding in outcome.record["checks"]:
             console.print(f"{finding['level']}: {finding['message']}", markup=False)
         for finding in outcome.record.get("audit", {}).get("findings", []):
