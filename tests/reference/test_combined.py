@@ -12,7 +12,7 @@ from tests.reference.test_universal import Pixels, noise
 from excise.detection import CombinedScan
 from excise.detection import combined as scanner
 from excise.detection.combined import calibration, threshold
-from excise.errors import DataError, SpecError
+from excise.errors import DataError
 from excise.inversion import Combined, Smooth
 from excise.inversion.margin_climb import MarginClimb
 from excise.inversion.outlying import suspicions
@@ -53,21 +53,15 @@ def test_numbers_are_logarithms_of_margins_and_sizes() -> None:
     assert min(range(4), key=lambda c: sizes[c] if sizes[c] is not None else math.inf) == 2
 
 
-@pytest.mark.parametrize(
-    ("n", "rate", "place"), [(30, 0.05, 0), (30, 1 / 31, 0), (59, 0.05, 2), (9, 0.1, 0)]
-)
-def test_the_threshold_lets_as_few_clean_networks_pass_as_the_rate_says(n, rate, place) -> None:
-    # p = (1 + #{≥ S}) / (n + 1) ≤ rate: of 30 at 5 % none may be as large; of 59 two may.
-    clean = [float(i) for i in range(n)]
-    limit = threshold(clean, rate)
-    assert limit == math.nextafter(sorted(clean, reverse=True)[place], math.inf)
-    as_large = sum(one >= limit for one in clean)
-    assert (1 + as_large) / (n + 1) <= rate + 1e-9
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.05, 0.3])
+def test_the_threshold_lets_as_few_clean_networks_pass_as_the_rate_says(rate) -> None:
+    # Statistics spread as an exponential distribution, a gamma distribution of shape 1, says.
+    clean = [-0.5 * math.log(1 - (i + 0.5) / 4000) for i in range(4000)]
+    assert threshold(clean, rate) == pytest.approx(-0.5 * math.log(rate), rel=0.05)
 
 
-def test_a_rate_that_takes_more_networks_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"at least 0\.032, with 30 clean networks"):
-        threshold([0.0] * 30, 0.03)
+def test_networks_that_show_nothing_at_all_still_have_a_threshold() -> None:
+    assert 0 < threshold([0.0] * 10 + [0.5] * 20, 0.01) < math.inf
 
 
 def four(n: int = 8) -> DefenderData:
@@ -75,8 +69,8 @@ def four(n: int = 8) -> DefenderData:
 
 
 def test_the_scanner_alarms_from_the_threshold_on_and_says_what_it_rests_on(monkeypatch) -> None:
-    for statistic, alarm in ((0.0, True), (9.0, False)):
-        known = [{"family": "Pixels", "statistic": statistic}] * 30
+    for statistic, alarm in ((0.01, True), (9.0, False)):
+        known = [{"family": "Pixels", "statistic": statistic * (1 + i / 30)} for i in range(30)]
         monkeypatch.setattr(scanner, "calibration", lambda known=known: known)
         said = CombinedScan(effort=0.9).scan(Pixels(backdoor=40), four(), Rng(0))
         assert said.backdoored is alarm

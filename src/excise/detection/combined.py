@@ -3,9 +3,8 @@
 Tests and their sum for a class: :mod:`excise.inversion.suspects`.
 
 Statistic           S = the largest sum over the classes
-p                   (1 + number of calibrating networks with S or more) / (1 + their number): for a
-                    clean network like them, the chance of a statistic as large (conformal; Vovk,
-                    Gammerman, Shafer: Algorithmic Learning in a Random World, 2005, chapter 2)
+p                   the upper tail, from S on, of a gamma distribution fitted to those of clean
+                    networks: for a network like them, the chance of a statistic as large
 Alarm               where p ≤ ``alarm_rate``
 
 The calibrating networks are clean, small, of known architectures; their statistics are in
@@ -19,17 +18,18 @@ No paper describes this method: it is ours. Measured: docs/scan.md.
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from scipy import stats
 from torch import nn
 
-from excise.errors import DataError, SpecError
+from excise.errors import DataError
 from excise.inversion.combined import recovered
 from excise.inversion.outlying import LEAST
 from excise.inversion.suspects import compare
@@ -44,8 +44,8 @@ __all__ = ["CombinedScan", "family", "threshold"]
 class CombinedScan:
     """Four tests together; the alarm is calibrated on clean networks."""
 
-    alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Clean networks that raise an alarm, at most, among networks like the calibrating ones."""
+    alarm_rate: Annotated[float, Field(ge=1e-3, lt=1)] = 0.01
+    """Clean networks that raise an alarm, among networks like the calibrating ones."""
     effort: Annotated[float, Field(gt=0, le=4)] = 1.0
     """Share of the usual rounds that each test gets; the calibration is of 1."""
 
@@ -57,7 +57,6 @@ class CombinedScan:
         Raises:
             DataError: fewer than four classes.
             ModelError: logits that are not finite.
-            SpecError: an alarm rate that takes more calibrating networks than there are.
         """
         if data.num_classes < LEAST:
             raise DataError(
@@ -85,8 +84,8 @@ class CombinedScan:
             targets=(target,) if backdoored else (),
             per_class=tuple(total),
             notes=(
-                f"Of {len(clean)} clean networks {as_large or 'none'} had a statistic as large: "
-                f"p = {(1 + as_large) / (1 + len(clean)):.3f}.",
+                f"Of {len(clean)} clean networks {as_large or 'none'} had a statistic as large; "
+                f"p = {_null(tuple(clean)).sf(statistic):.2g}.",
                 *self._reservations(model),
             ),
             seconds={**suspects.seconds, "recover": time.perf_counter() - start},
@@ -116,27 +115,22 @@ def family(model: nn.Module) -> str:
     return str(getattr(model, "arch", type(model).__name__)).partition(",")[0]
 
 
-def threshold(clean: list[float], alarm_rate: float) -> float:
+def threshold(clean: Sequence[float], alarm_rate: float) -> float:
     """Return the statistic from which p ≤ ``alarm_rate``.
 
     Args:
-        clean: the statistics of clean networks.
+        clean: the statistics of clean networks, two at least.
         alarm_rate: in (0, 1).
-
-    Raises:
-        SpecError: with so few networks p is never that small.
     """
-    allowed = math.floor(alarm_rate * (len(clean) + 1) + 1e-9) - 1
-    if allowed < 0:
-        raise SpecError(
-            f"an alarm rate of at least {1 / (len(clean) + 1):.3f}, with {len(clean)} clean "
-            "networks to compare",
-            got=str(alarm_rate),
-            remedy="Ask for a larger rate.",
-        )
-    descending = sorted(clean, reverse=True)
-    # One of so many may be as large; from just above the next one on, no more are.
-    return math.nextafter(descending[allowed], math.inf) if allowed < len(clean) else 0.0
+    return float(_null(tuple(clean)).isf(alarm_rate))
+
+
+@cache
+def _null(clean: tuple[float, ...]) -> Any:
+    """Return the gamma distribution of clean networks' statistics, which are never negative."""
+    # A statistic of 0 has no logarithm, which the likelihood takes.
+    shape, _, scale = stats.gamma.fit([max(one, 1e-3) for one in clean], floc=0)
+    return stats.gamma(shape, scale=scale)
 
 
 @cache
