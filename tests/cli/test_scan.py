@@ -32,7 +32,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize(("statistic", "status"), [(1e-4, 1), (99.0, 0)])
+@pytest.mark.parametrize(("statistic", "status"), [(0.005, 1), (99.0, 0)])
 def test_it_writes_record_page_and_pictures_and_its_status_is_the_verdict(
     victim: Path, tmp_path: Path, capsys, monkeypatch, statistic: float, status: int
 ) -> None:
