@@ -67,6 +67,26 @@ def test_the_tables_of_the_defenses_are_made_from_their_records(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("scan_networks", "docs/scan.md"), ("trigger_free", "docs/methods/soft-prune.md")],
+)
+def test_the_tables_of_scan_and_repair_without_a_trigger_are_made_from_their_records(
+    name: str, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module(name)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == script.page_with(text), f"run: python benchmarks/{name}.py --write"
+
+
+def test_the_calibration_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("scan_networks")
+    shipped = json.loads(script.CALIBRATION.read_text(encoding="utf-8"))
+    assert shipped == script.calibrated(script.records(10))
+
+
 def test_a_table_of_defenses_names_presets_and_what_was_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
