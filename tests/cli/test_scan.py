@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from safetensors.torch import load_file
 from excise import load_images, repair, scan
 from excise.attacks import Victim, save_victim
 from excise.cli import main
+from excise.defenses import SoftPrune
 from excise.detection import combined
 from excise.models import save_bundle
 from excise.testing import Planted
 
-QUICK = ["--effort", "0.15"]
+QUICK = ["--effort", "0.05"]
 
 
 @pytest.fixture
@@ -116,12 +118,13 @@ def test_a_network_that_answers_infinity_is_refused(
 
 
 def test_the_functions_need_a_network_and_images_alone(planted: Planted, monkeypatch) -> None:
-    monkeypatch.setattr("excise.api.CombinedScan", lambda: combined.CombinedScan(effort=0.1))
+    monkeypatch.setattr("excise.api.CombinedScan", lambda: combined.CombinedScan(effort=0.05))
     held = planted.data.everything()
     clean = load_images((held.images, held.labels))
     said = scan(planted.network(), clean)
     assert len(said.per_class) == 10
     monkeypatch.setattr("excise.api.Combined", lambda: quick())
+    monkeypatch.setattr("excise.api.SoftPrune", functools.partial(SoftPrune, steps=4))
     result = repair(planted.network(), clean)
     assert result.assumed == ()
     assert result.model is not planted.model
@@ -130,7 +133,7 @@ def test_the_functions_need_a_network_and_images_alone(planted: Planted, monkeyp
 def quick():
     from excise.inversion import Combined
 
-    return Combined(effort=0.1)
+    return Combined(effort=0.05, least=0)
 
 
 def test_a_repair_needs_no_trigger_and_says_toward_which_class_it_cut(
@@ -138,7 +141,7 @@ def test_a_repair_needs_no_trigger_and_says_toward_which_class_it_cut(
 ) -> None:
     out = tmp_path / "out"
     status = run("repair", victim, "--images", "digits", "--spc", 5, "--out", out,
-                 "--inverter", "combined,effort=0.15,least=0", "--steps", 4)  # fmt: skip
+                 "--inverter", "combined,effort=0.05,least=0", "--steps", 4)  # fmt: skip
     said = " ".join(capsys.readouterr().out.split())
     record = json.loads((out / "record.json").read_text())
     assert status == (0 if record["verdict"]["ok"] else 1)
@@ -155,7 +158,7 @@ def test_where_no_class_stands_out_the_network_stays_as_it_is(
 ) -> None:
     out = tmp_path / "out"
     run("repair", victim, "--images", "digits", "--spc", 5, "--out", out,
-        "--inverter", "combined,effort=0.1,least=99")  # fmt: skip
+        "--inverter", "combined,effort=0.05,least=99")  # fmt: skip
     assert "No trigger was recovered, so nothing was cut." in capsys.readouterr().out
     given = load_file(victim / "model.safetensors")
     repaired = load_file(out / "model.safetensors")

@@ -7,7 +7,7 @@ from excise.testing import ScannerContract
 
 # Settings with which a scanner finishes in about a second on 100 digits, and still raises an alarm.
 QUICK: dict[str, dict[str, object]] = {
-    "combined": {"effort": 0.15},
+    "combined": {"effort": 0.05},
     "neural-cleanse": {"rounds": 24, "round_images": 12, "start_free": False, "penalty": 0.05},
     "mm-bd": {"starts": 2, "steps": 12, "learning_rate": 0.1},
 }
