@@ -276,7 +276,7 @@ def repairing(victim: Path, tmp_path: Path, **changes: object) -> list[object]:
     }  # fmt: skip
     given = flags.pop("model", victim)
     pairs = [(f"--{key.replace('_', '-')}", value) for key, value in flags.items()]
-    return ["repair", given, *(word for pair in pairs if pair[1] is not None for word in pair)]
+    return ["repair", given, "--method", "grad-prune", *(word for pair in pairs if pair[1] is not None for word in pair)]
 
 
 @pytest.mark.parametrize(
