@@ -272,11 +272,12 @@ def test_data_that_are_not_there(
 
 def repairing(victim: Path, tmp_path: Path, **changes: object) -> list[object]:
     flags: dict[str, object] = {
-        "images": "digits", "trigger": victim, "spc": 4, "out": tmp_path / "out", **changes
+        "method": "grad-prune", "images": "digits", "trigger": victim, "spc": 4,
+        "out": tmp_path / "out", **changes,
     }  # fmt: skip
     given = flags.pop("model", victim)
     pairs = [(f"--{key.replace('_', '-')}", value) for key, value in flags.items()]
-    return ["repair", given, "--method", "grad-prune", *(word for pair in pairs if pair[1] is not None for word in pair)]
+    return ["repair", given, *(word for pair in pairs if pair[1] is not None for word in pair)]
 
 
 @pytest.mark.parametrize(

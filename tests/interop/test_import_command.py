@@ -58,7 +58,18 @@ def test_the_command_and_what_comes_after(tmp_path, capsys):
     assert "not taken over:\n  trigger: the file does not hold it" in said
     assert run("evaluate", tmp_path / "b", "--images", "digits") == 0
     trigger = "badnets,size=2,row=-2,column=-2,target=3"
-    quick = ["--method", "grad-prune", "--max-tune-epochs", "1", "--patience", "1", "--curve-images", "30", "--spc", "2"]
+    quick = [
+        "--method",
+        "grad-prune",
+        "--max-tune-epochs",
+        "1",
+        "--patience",
+        "1",
+        "--curve-images",
+        "30",
+        "--spc",
+        "2",
+    ]
     out = ["--images", "digits", "--trigger", trigger, "--out", tmp_path / "r"]
     assert run("repair", tmp_path / "b", *out, *quick) in (0, 1)
     capsys.readouterr()
