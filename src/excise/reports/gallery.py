@@ -10,18 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from excise.errors import DataError
 from excise.reports import formats
 from excise.reports.embedding import Embedded, embedded
 from excise.reports.page import environment
-from excise.reports.record import Count, Fraction, Measured, Part, Rate
+from excise.reports.record import Count, Fraction, Measured, Part, Rate, versioned
 from excise.reports.spectra import color_bar, spectrum_png
 
 __all__ = ["render_gallery"]
 
 _VERSION = 1
+_REMEDY = "Is the card of one of the victims damaged? Plant it again, or leave it out."
 _NONE = "not measured"
 
 Spectrum = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]
@@ -127,26 +127,16 @@ def render_gallery(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> 
     Raises:
         DataError: the record cannot be read.
     """
-    return environment().get_template("gallery.html.j2").render(**_view(_read(record), pictures))
-
-
-def _read(record: Mapping[str, Any]) -> _Gallery:
-    if isinstance(said := record.get("version"), int) and said > _VERSION:
-        raise DataError(
-            f"the record of a gallery of version {_VERSION}",
-            got=f"version {said}",
-            remedy="Update Excise: a newer one wrote this record.",
+    return (
+        environment()
+        .get_template("gallery.html.j2")
+        .render(
+            **_view(
+                versioned(_Gallery, record, "the record of a gallery", _REMEDY, version=_VERSION),
+                pictures,
+            )
         )
-    try:
-        return _Gallery.model_validate(dict(record))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise DataError(
-            "the record of a gallery, every part of its own type and range",
-            got=f"at {place[:120]}: {first['msg'][:200]}",
-            remedy="Is the card of one of the victims damaged? Plant it again, or leave it out.",
-        ) from error
+    )
 
 
 # --- What the template shows --------------------------------------------------------------------

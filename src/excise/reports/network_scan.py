@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from excise.errors import DataError
 from excise.reports import formats
 from excise.reports.embedding import Embedded, data_uri, embedded
 from excise.reports.page import environment, pretty
-from excise.reports.record import Count, Part, Rate, record_json
+from excise.reports.record import Count, Part, Rate, record_json, versioned
 
 __all__ = ["render_network_scan"]
 
 _VERSION = 1
+_REMEDY = "Run `excise scan` again."
 #: Classes in the table; the record has the rest.
 _ROWS = 200
 
@@ -103,7 +103,7 @@ def render_network_scan(record: Mapping[str, Any], pictures: Mapping[str, bytes]
     Raises:
         DataError: the record cannot be read.
     """
-    scan = _read(record)
+    scan = versioned(_Scan, record, "the record of a network's scan", _REMEDY, version=_VERSION)
     return (
         environment()
         .get_template("network_scan.html.j2")
@@ -113,25 +113,6 @@ def render_network_scan(record: Mapping[str, Any], pictures: Mapping[str, bytes]
             pretty=pretty(dict(record)),
         )
     )
-
-
-def _read(record: Mapping[str, Any]) -> _Scan:
-    if isinstance(said := record.get("version"), int) and said > _VERSION:
-        raise DataError(
-            f"the record of a network's scan of version {_VERSION}",
-            got=f"version {said}",
-            remedy="Update Excise: a newer one wrote this record.",
-        )
-    try:
-        return _Scan.model_validate(dict(record))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise DataError(
-            "the record of a network's scan, every part of its own type and range",
-            got=f"at {place[:120]}: {first['msg'][:200]}",
-            remedy="Run `excise scan` again.",
-        ) from error
 
 
 def _view(scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -282,16 +282,52 @@ def read_record(record: Mapping[str, Any]) -> Record:
             got=f"a record of kind {str(record.get('kind'))[:60]!r}",
             remedy="Give a record that `excise repair` wrote.",
         )
+    remedy = "The record is damaged or was edited; run the repair again."
+    return validated(Record, record, "the record of a repair", remedy)
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def validated(kind: type[P], record: Mapping[str, Any], what: str, remedy: str) -> P:
+    """Return the parts of ``record`` that ``kind`` names.
+
+    Args:
+        kind: what the record has to be.
+        record: somebody's.
+        what: how a person calls it, "the record of a scan".
+        remedy: what to do where it cannot be read.
+
+    Raises:
+        DataError: a part is missing or of another type or range; the message says where.
+    """
     try:
-        return Record.model_validate(dict(record))
+        return kind.model_validate(dict(record))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the record"
         raise DataError(
-            "the record of a repair, every part of its own type and range",
+            f"{what}, every part of its own type and range",
             got=f"at {place[:120]}: {first['msg'][:200]}",
-            remedy="The record is damaged or was edited; run the repair again.",
+            remedy=remedy,
         ) from error
+
+
+def versioned(
+    kind: type[P], record: Mapping[str, Any], what: str, remedy: str, *, version: int
+) -> P:
+    """Return the parts of ``record``, as :func:`validated` does, unless a newer Excise wrote it.
+
+    Raises:
+        DataError: it is of a version above ``version``, or cannot be read.
+    """
+    if isinstance(said := record.get("version"), int) and said > version:
+        raise DataError(
+            f"{what} of version {version}",
+            got=f"version {said}",
+            remedy="Update Excise: a newer one wrote this record.",
+        )
+    return validated(kind, record, what, remedy)
 
 
 def record_json(record: Mapping[str, Any]) -> str:

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from excise.errors import DataError
 from excise.reports import formats
 from excise.reports.embedding import Embedded, data_uri, embedded
 from excise.reports.page import environment, pretty
-from excise.reports.record import Count, Fraction, Part, Rate, record_json
+from excise.reports.record import Count, Fraction, Part, Rate, record_json, versioned
 
 __all__ = ["render_scan"]
 
 _VERSION = 1
+_REMEDY = "Run `excise scan-images` again."
 #: Rows of the table of all pictures; the record has the rest.
 _ROWS = 500
 
@@ -96,7 +96,7 @@ def render_scan(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
     Raises:
         DataError: the record cannot be read.
     """
-    scan = _read(record)
+    scan = versioned(_Scan, record, "the record of a scan", _REMEDY, version=_VERSION)
     return (
         environment()
         .get_template("scan.html.j2")
@@ -106,25 +106,6 @@ def render_scan(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
             pretty=pretty({k: v for k, v in record.items() if k != "images"}),
         )
     )
-
-
-def _read(record: Mapping[str, Any]) -> _Scan:
-    if isinstance(said := record.get("version"), int) and said > _VERSION:
-        raise DataError(
-            f"the record of a scan of version {_VERSION}",
-            got=f"version {said}",
-            remedy="Update Excise: a newer one wrote this record.",
-        )
-    try:
-        return _Scan.model_validate(dict(record))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise DataError(
-            "the record of a scan, every part of its own type and range",
-            got=f"at {place[:120]}: {first['msg'][:200]}",
-            remedy="Run `excise scan-images` again.",
-        ) from error
 
 
 @dataclass(frozen=True)
