@@ -18,6 +18,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+# A script's own directory is first on the path, so its neighbor needs no package.
+from pages import between
+
 from excise import registry
 
 STORE = Path(__file__).parent / "records" / "core" / "records"
@@ -133,8 +136,7 @@ def _default(value: Any, default: str) -> bool:
 def page_with(page: str, found: Sequence[Record]) -> str:
     """Return the page with the tables of these records between its markers."""
     made = f"{before(found)}\n\n{tables(found)}" if found else "Not run."
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}"
+    return between(page, BEGIN, END, made)
 
 
 def before(found: Iterable[Record]) -> str:

@@ -25,6 +25,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+# A script's own directory is first on the path, so its neighbor needs no package.
+from pages import between
+
 HERE = Path(__file__).parent
 VICTIMS = HERE / "victims"
 RECORDS = HERE / "records" / "scan"
@@ -198,8 +201,7 @@ def cell(record: Record | None, limit: float) -> str:
 
 def page_with(page: str) -> str:
     """Return the page with today's tables between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.partition(END)[2]}"
+    return between(page, BEGIN, END, tables())
 
 
 def main() -> int:

@@ -25,6 +25,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+# A script's own directory is first on the path, so its neighbor needs no package.
+from pages import between
+
 HERE = Path(__file__).parent
 VICTIMS = HERE / "victims"
 RECORDS = HERE / "records" / "trigger-free"
@@ -62,9 +65,8 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
     from excise.attacks import load_victim
     from excise.data import defender_data, load_data
     from excise.defenses import SoftPrune
-    from excise.evaluation import compare, evaluate
-    from excise.experiments.environment import environment
     from excise.experiments.plant import pool_of
+    from excise.experiments.repair import Question, run_repair
     from excise.inversion import Combined
     from excise.models import load_model
     from excise.registry import spec_of
@@ -77,38 +79,31 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
     if source not in data:
         data[source] = load_data(source)
     pool = pool_of(data[source].train, made["seed"], made["data"]["victim_images"]).pool
-    images = defender_data(pool, spc=spc, rng=Rng(seed).child("sample"))
-    method = SoftPrune(inverter=Combined())
-    repaired = method.repair(victim.model, images, Rng(seed).child("method"))
-    test = data[source].test
+    test, backdoor = data[source].test, victim.backdoor
     step = max(1, len(test) // count)
-    test = test.subset(torch.arange(0, len(test), step)[:count])
-    backdoor = victim.backdoor
-
-    def measured(model: Any) -> Any:
-        if backdoor is None:
-            return evaluate(model, test)
-        return evaluate(model, test, trigger=backdoor.trigger, rule=backdoor.rule)
-
-    before, after = measured(victim.model), measured(repaired.model)
     twin = twin_of(card) if backdoor is not None else None
-    floor = measured(load_model(twin)) if twin is not None else None
+    method = SoftPrune(inverter=Combined())
+    question = Question(
+        model=victim.model,
+        method=method,
+        data=defender_data(pool, spc=spc, rng=Rng(seed).child("sample")),
+        seed=seed,
+        test=test.subset(torch.arange(0, len(test), step)[:count]),
+        backdoor=backdoor,
+        twin=load_model(twin) if twin is not None else None,
+    )
+    found = run_repair(question).record
     rule = backdoor.rule if backdoor is not None else None
+    kept = ("notes", "seconds", "before", "after", "floor", "comparison", "environment")
     return {
         "network": bundle.name,
         "attack": made["attack"]["name"],
-        "target": data[source].test.classes[rule.target] if isinstance(rule, AllToOne) else None,
+        "target": test.classes[rule.target] if isinstance(rule, AllToOne) else None,
         "spc": spc,
         "seed": seed,
         "defense": spec_of("defense", method),
-        "notes": list(repaired.notes),
-        "seconds": dict(repaired.seconds),
-        "before": before.to_json(),
-        "after": after.to_json(),
-        "floor": floor.to_json() if floor is not None else None,
         "twin": twin.name if twin is not None else None,
-        "comparison": compare(before, after, Rng(seed).child("evaluate"), floor).to_json(),
-        "environment": environment(next(victim.model.parameters()).device),
+        **{key: found[key] for key in kept},
     }
 
 
@@ -169,8 +164,7 @@ def row(name: str, spc: int, own: Sequence[Record]) -> str:
 
 def page_with(page: str) -> str:
     """Return the page with today's tables between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.partition(END)[2]}"
+    return between(page, BEGIN, END, tables())
 
 
 def main() -> int:

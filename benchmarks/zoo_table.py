@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-# A script's own directory is first on the path, so its neighbor needs no package.
+# A script's own directory is first on the path, so its neighbors need no package.
+from pages import between
 from zoo import Cell, cells
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
@@ -110,11 +111,7 @@ def card_of(bundle: Path) -> dict[str, Any] | None:
 
 def page_with(text: str, made: str) -> str:
     """Return a page with ``made`` between its markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"expected the lines {BEGIN} and {END} in {PAGE.name}, got a page without")
-    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
+    return between(text, BEGIN, END, made)
 
 
 def remeasure(every: Iterable[Cell]) -> None:

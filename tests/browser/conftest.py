@@ -12,6 +12,19 @@ QUIET = (
 )
 
 
+def open_page(window, page, width=1280, scheme="light"):
+    """Open a file at a width, light or dark, with everything unfolded, and return the window."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for log in ("browser", "performance"):
+        window.get_log(log)
+    window.get(page.as_uri())
+    window.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    return window
+
+
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A WebDriver whose logs hold every console message and every request."""

@@ -1,9 +1,8 @@
 """The page of a network's scan in a real browser: silent, offline, readable."""
 
-import json
-
 import pytest
-from tests.browser.test_report import CONTRAST
+from tests.browser.conftest import open_page
+from tests.browser.test_report import CONTRAST, network
 from tests.reports import network_scans as scans
 
 from excise.reports.network_scan import render_network_scan
@@ -25,17 +24,7 @@ def visit(chromium, pages):
     """Open a page at a width, light or dark, everything unfolded, and return the window."""
 
     def opened(name, width=1280, scheme="light"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        for log in ("browser", "performance"):
-            chromium.get_log(log)
-        chromium.get((pages / f"{name}.html").as_uri())
-        chromium.execute_script(
-            "for (const d of document.querySelectorAll('details')) d.open = true"
-        )
-        return chromium
+        return open_page(chromium, pages / f"{name}.html", width, scheme)
 
     return opened
 
@@ -44,12 +33,7 @@ def visit(chromium, pages):
 def test_the_console_is_silent_and_nothing_is_requested(visit, name):
     window = visit(name)
     assert window.get_log("browser") == []
-    messages = (json.loads(entry["message"])["message"] for entry in window.get_log("performance"))
-    asked = [
-        m["params"]["request"]["url"]
-        for m in messages
-        if m["method"] == "Network.requestWillBeSent"
-    ]
+    asked = [sent["request"]["url"] for sent in network(window, "requestWillBeSent")]
     assert [url for url in asked if not url.startswith("data:")] == [window.current_url]
     assert window.title.endswith("Excise network scan")
 

@@ -30,6 +30,7 @@ from excise.types import (
 __all__ = [
     "check_pair",
     "flips",
+    "floor_from",
     "floor_of",
     "others",
     "predictions",
@@ -94,7 +95,12 @@ def flips(model: nn.Module, trigger: Trigger | None, target: int, data: Labelled
 
 def floor_of(model: nn.Module, target: int, data: LabelledImages) -> float:
     """Return what reaches ``target`` without any trigger: by chance, or by the network's errors."""
-    return max(1 / data.num_classes, flips(model, None, target, data).value or 0.0)
+    return floor_from(flips(model, None, target, data), data.num_classes)
+
+
+def floor_from(clean: Rate, classes: int) -> float:
+    """Return the same from how often clean images reach the class."""
+    return max(1 / classes, clean.value or 0.0)
 
 
 def size_of(trigger: Trigger, images: Images) -> Interval:

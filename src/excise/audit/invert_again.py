@@ -27,7 +27,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from excise.audit.attacking import check_pair, flips, floor_of, size_of, trigger_of
+from excise.audit.attacking import check_pair, flips, floor_from, size_of, trigger_of
 from excise.audit.finding import Figure, Finding, nothing, said
 from excise.audit.judging import judged
 from excise.inversion import NeuralCleanse
@@ -70,10 +70,11 @@ class InvertAgain:
         old = trigger_of(self.inverter, given, data, rng, known, on_round)
         if old is None or old.target is None:
             return nothing(self.name, start, known is not None)
-        target, floor = old.target, floor_of(repaired, old.target, held)
+        target = old.target
         train = data.train.floats().to(device_of(repaired), dtype_of(repaired))
         before, after = (flips(net, old, target, held) for net in (given, repaired))
         clean = flips(repaired, None, target, held)
+        floor = floor_from(clean, held.num_classes)
         size = size_of(old, train)
         values: dict[str, Figure] = {
             "recovered trigger, given network": before,

@@ -1,21 +1,50 @@
-"""Which images of a source the defender may have, and which are left when a sample is drawn."""
+"""A network and the images its defender may have, and which are left when a sample is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from excise.commands.options import Given
+from excise.console import Story
 from excise.data import sample_positions
+from excise.evaluation import evaluate, near_chance
 from excise.experiments.plant import pool_of
+from excise.models import Network, check_model, device_of, read_card
 from excise.seeding import Rng
-from excise.types import LabelledImages
+from excise.types import DefenderData, LabelledImages
 
-__all__ = ["left_over", "pool_of_source"]
+__all__ = ["left_over", "opened", "said_if_near_chance"]
 
 
-def pool_of_source(
+def opened(
+    given: Given, model: str, source: str, device: torch.device, story: Story
+) -> tuple[Network, Mapping[str, Any], LabelledImages, str]:
+    """Return a network, its card, the images the defender draws from, and where those come from.
+
+    Raises:
+        DataError: images that do not fit the network.
+        ModelError: a network that cannot be read, or that does not fit the images.
+    """
+    network = given.network(model).to(device)
+    card = read_card(Path(model)) if Path(model).is_dir() else {}
+    images, order = given.images(network, source)
+    story.stage(order)
+    check_model(network, images.shape, images.num_classes)
+    return network, card, *_pool(source, images, card)
+
+
+def said_if_near_chance(network: Network, data: DefenderData, story: Story) -> None:
+    """Warn of a network that is hardly better than chance on the defender's own images."""
+    images = data.everything().to(device_of(network))
+    for finding in near_chance(evaluate(network, images)):
+        story.stage(f"{finding.level}: {finding.message}")
+
+
+def _pool(
     source: str, images: LabelledImages, card: Mapping[str, Any]
 ) -> tuple[LabelledImages, str]:
     """Return the images the defender draws from, and in words where they come from.

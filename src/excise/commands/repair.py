@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import left_over, pool_of_source
+from excise.commands.defender import left_over, opened, said_if_near_chance
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -26,9 +26,9 @@ from excise.commands.options import (
 from excise.console import Story
 from excise.data import defender_data
 from excise.errors import SpecError
-from excise.evaluation import Limits, evaluate, near_chance
+from excise.evaluation import Limits
 from excise.experiments.repair import Question, run_repair, write_outcome
-from excise.models import Network, check_model, load_model, read_card
+from excise.models import Network, load_model
 from excise.registry import build, find, parse
 from excise.reports import terminal_table
 from excise.seeding import Rng
@@ -148,11 +148,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _question(asked: Repair, device: torch.device, story: Story) -> Question:
-    network = asked.given.network(asked.model).to(device)
-    card = read_card(Path(asked.model)) if Path(asked.model).is_dir() else {}
-    images, order = asked.given.images(network, asked.images)
-    story.stage(order)
-    check_model(network, images.shape, images.num_classes)
+    network, card, mine, pool = opened(asked.given, asked.model, asked.images, device, story)
     backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
     takes_inverter = _takes_inverter(asked.method)
     if backdoor is None and takes_inverter and asked.inverter == "oracle":
@@ -162,7 +158,6 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
             remedy="Give the victim's directory, or the trigger in words: "
             "--trigger badnets,size=3,row=-3,column=-3,target=0",
         )
-    mine, pool = pool_of_source(asked.images, images, card)
     data = defender_data(
         mine,
         spc=asked.spc,
@@ -173,8 +168,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     )
     if asked.audit:
         data.held_out("--audit")
-    for finding in near_chance(evaluate(network, data.everything().to(device))):
-        story.stage(f"{finding.level}: {finding.message}")
+    said_if_near_chance(network, data, story)
     trigger = backdoor.trigger if backdoor else None
     planted = (card.get("measured") or {}).get("asr") or {}
     return Question(

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from excise.commands.defender import left_over, pool_of_source
+from excise.commands.defender import left_over, opened, said_if_near_chance
 from excise.commands.options import (
     Given,
     check_free,
@@ -24,9 +24,7 @@ from excise.commands.options import (
 )
 from excise.console import Story
 from excise.data import defender_data
-from excise.evaluation import evaluate, near_chance
 from excise.experiments.scan_network import NetworkScan, run_network_scan, write_network_scan
-from excise.models import check_model, read_card
 from excise.registry import build
 from excise.reports.formats import clean as printable
 from excise.seeding import Rng
@@ -102,16 +100,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _question(asked: Scan, device: torch.device, story: Story) -> NetworkScan:
-    network = asked.given.network(asked.model).to(device)
-    card = read_card(Path(asked.model)) if Path(asked.model).is_dir() else {}
-    images, order = asked.given.images(network, asked.images)
-    story.stage(order)
-    check_model(network, images.shape, images.num_classes)
-    mine, pool = pool_of_source(asked.images, images, card)
+    network, _, mine, pool = opened(asked.given, asked.model, asked.images, device, story)
     rng = Rng(asked.seed).child("sample")
     data = defender_data(mine, spc=asked.spc, rng=rng, needs_validation=False, pool=pool)
-    for finding in near_chance(evaluate(network, data.everything().to(device))):
-        story.stage(f"{finding.level}: {finding.message}")
+    said_if_near_chance(network, data, story)
     return NetworkScan(
         model=network,
         scanner=asked.options,

@@ -39,6 +39,7 @@ from torch import nn
 
 from excise.errors import DataError
 from excise.inversion.margin_climb import MarginClimb
+from excise.inversion.outlying import of_any, surprise
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.types import DefenderData, Diagnosis, OnRound, ignore_round
@@ -78,8 +79,8 @@ class MMBD(MarginClimb):
         backdoored = p <= self.significance
         return Diagnosis(
             backdoored=backdoored,
-            statistic=_surprise(p),
-            threshold=_surprise(self.significance),
+            statistic=surprise(p),
+            threshold=surprise(self.significance),
             targets=(target,) if backdoored else (),
             per_class=tuple(reached),
             notes=(f"The largest margin has p = {p:.3g}. It sees one target class at most.",),
@@ -93,8 +94,7 @@ def largest_stands_out(values: Sequence[float]) -> float:
     tail = 0.0 if null[0] < largest else 1.0  # where the others are all equal
     if null[0] < null[-1]:
         tail = float(_fitted(np.array(null)).sf(largest))
-    # 1 − (1 − s)^K, exact also where s = 1 − H is tiny.
-    return 1.0 if tail >= 1 else -math.expm1(len(values) * math.log1p(-tail))
+    return of_any(tail, len(values))
 
 
 def _fitted(null: np.ndarray) -> Any:
@@ -108,7 +108,3 @@ def _fitted(null: np.ndarray) -> Any:
     if 0 < shape < math.inf and 0 < scale < math.inf:
         return stats.gamma(shape, loc=location, scale=scale)
     return stats.norm(null.mean(), null.std())
-
-
-def _surprise(p: float) -> float:
-    return -math.log10(max(p, 1e-300))

@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from excise.data import to_png
-from excise.evaluation.metrics import Rate
+from excise.audit.attacking import predictions
 from excise.experiments.environment import environment, peak_memory_mib
+from excise.experiments.pictures import one_of_each_class, triples
 from excise.files import whole_directory, write_bytes, write_json, write_text
-from excise.models import device_of, dtype_of, in_mode
+from excise.models import device_of
+from excise.rates import Rate
 from excise.registry import spec_of
 from excise.reports.network_scan import render_network_scan
 from excise.seeding import Rng
@@ -33,7 +33,6 @@ from excise.types import (
     OnRound,
     RecoveredTrigger,
     ignore_round,
-    round_to_8_bits,
 )
 
 __all__ = ["NetworkScan", "NetworkScanned", "run_network_scan", "write_network_scan"]
@@ -162,48 +161,27 @@ def _tried(
     others = images.subset(images.labels != target) if target is not None else images
     step = max(1, len(others) // _COUNTED)
     some = others.subset(torch.arange(0, len(others), step)[:_COUNTED])
-    clean, triggered = _answers(model, some, None), _answers(model, some, found)
+    clean, triggered = (predictions(model, t, some) for t in (None, found))
     wanted = target if target is not None else -1
-    row: dict[str, Any] = {
+    index = one_of_each_class(some.labels, torch.ones(len(some), dtype=torch.bool), _SHOWN)
+    rows, scale, files = triples(some.subset(index).floats(), found, f"pictures/{number}-")
+    return {
         "kind": _KINDS.get(type(found.trigger).__name__, "trigger"),
         "class": images.classes[target] if target is not None else None,
         "size": found.evidence.size,
-        "rate": Rate.of(triggered == wanted).to_json(),
-        "without": Rate.of(clean == wanted).to_json(),
-        "shown": [],
-    }
-    files: dict[str, bytes] = {}
-    labels = some.labels.cpu()
-    first = [int((labels == c).int().argmax()) for c in labels.unique()[:_SHOWN]]
-    x = some.subset(torch.tensor(first)).floats()
-    changed = round_to_8_bits(found(x))
-    residual = (changed - x).abs()
-    # Enlarged until the strongest change is nearly white, in whole steps a caption can name.
-    scale = float(max(1, min(20, round(0.9 / max(float(residual.max()), 1e-3)))))
-    row["residual_scale"] = scale
-    for i, position in enumerate(first):
-        parts = {"clean": x[i], "triggered": changed[i], "residual": residual[i] * scale}
-        names = {part: f"pictures/{number}-{i}-{part}.png" for part in parts}
-        files |= {names[part]: to_png(image.clamp(0, 1).cpu()) for part, image in parts.items()}
-        row["shown"].append({
-            "label": images.classes[int(labels[position])],
-            "before": images.classes[int(clean[position])],
-            "after": images.classes[int(triggered[position])],
-            **names,
-        })  # fmt: skip
-    return row, files
-
-
-def _answers(
-    model: nn.Module, images: LabelledImages, trigger: RecoveredTrigger | None
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    device, dtype = device_of(model), dtype_of(model)
-    said = []
-    with in_mode(model), torch.inference_mode():
-        for x, _ in images.batches(256):
-            x = round_to_8_bits(trigger(x.to(device))) if trigger is not None else x.to(device)
-            said.append(model(x.to(dtype)).argmax(1).cpu())
-    return torch.cat(said).numpy()
+        "rate": Rate.of((triggered == wanted).numpy()).to_json(),
+        "without": Rate.of((clean == wanted).numpy()).to_json(),
+        "residual_scale": scale,
+        "shown": [
+            {
+                "label": images.classes[int(some.labels[k])],
+                "before": images.classes[int(clean[k])],
+                "after": images.classes[int(triggered[k])],
+                **names,
+            }
+            for k, names in zip(index.tolist(), rows, strict=True)
+        ],
+    }, files
 
 
 def write_network_scan(directory: Path, scanned: NetworkScanned) -> Path:

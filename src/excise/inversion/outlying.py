@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
-__all__ = ["LEAST", "suspicions"]
+__all__ = ["LEAST", "of_any", "surprise", "suspicions"]
 
 #: The fewest numbers that say anything: three others have two degrees of freedom.
 LEAST = 4
@@ -47,7 +47,15 @@ def suspicions(numbers: Sequence[float | None], least_spread: float = 0.0) -> li
     deviation = np.maximum(np.sqrt(np.maximum(rest, 0) / (k - 2)), least)
     tails = student.sf((mean - values) / (deviation * math.sqrt(1 + 1 / (k - 1))), k - 2)
     for (c, _), tail in zip(known, tails.tolist(), strict=True):
-        # 1 − (1 − p)^K, exact also where p is tiny.
-        p = 1.0 if tail >= 1 else -math.expm1(k * math.log1p(-tail))
-        found[c] = max(0.0, -math.log10(max(p, 1e-300)))
+        found[c] = max(0.0, surprise(of_any(tail, k)))
     return found
+
+
+def of_any(tail: float, k: int) -> float:
+    """Return 1 − (1 − tail)^k, exact also where ``tail`` is tiny: that of any of k chances."""
+    return 1.0 if tail >= 1 else -math.expm1(k * math.log1p(-tail))
+
+
+def surprise(p: float) -> float:
+    """Return −log₁₀ p, cut off at 300."""
+    return -math.log10(max(p, 1e-300))

@@ -80,10 +80,9 @@ class Suspects:
 
         return sorted(range(len(total)), key=order)
 
-    def telling(self, c: int) -> list[str]:
-        """Return the tests in which class ``c`` stands out at all, the most telling first."""
-        found = {test: each[c] for test, each in self.by_test().items()}
-        return sorted((t for t in found if found[t] >= LEAST_TELLING), key=lambda t: -found[t])
+    def telling(self, c: int) -> set[str]:
+        """Return the tests in which class ``c`` stands out at all."""
+        return {test for test, each in self.by_test().items() if each[c] >= LEAST_TELLING}
 
 
 def compare(
