@@ -11,6 +11,7 @@ from excise.errors import DataError
 from excise.experiments import lease as lease_module
 from excise.experiments.lease import Lease
 from excise.experiments.store import DamagedRecordWarning, Store
+from excise.files import whole_file
 
 pytestmark = pytest.mark.fast
 
@@ -77,6 +78,24 @@ def test_other_files_are_no_records(store):
         (store.path(KEY).parent / name).write_text("x")
     assert store.keys() == {KEY}
     assert len(list(store.records())) == 1
+
+
+def test_a_store_killed_before_it_was_described_is_an_empty_place(tmp_path, monkeypatch):
+    def killed(path, content):
+        with whole_file(path) as part:
+            part.write_text("half")
+            left = part.with_name(part.name + ".left")
+            part.rename(left)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("excise.experiments.store.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["leases"]
+    assert any((tmp_path / "leases").iterdir()), "what was half-written is still there"
+    assert Store(tmp_path).keys() == set()
+    assert Store(tmp_path).keys() == set()
 
 
 def test_a_directory_of_something_else_is_no_store(tmp_path):

@@ -16,6 +16,7 @@ alone and counts as done.
 from __future__ import annotations
 
 import json
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,13 +57,19 @@ class Store:
         if described.exists():
             self._check(described)
         else:
-            if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            # Killed before it was described, a store has its leases' directory alone.
+            if root.exists() and (
+                not root.is_dir() or any(one.name != "leases" for one in root.iterdir())
+            ):
                 raise DataError(
                     "a store, or an empty place for one",
                     got=f"{root}, which holds something else",
                     remedy="Choose another --store.",
                 )
-            write_json(described, _STORE)
+            # Written where leftovers of the killed do no harm, then moved in one step.
+            fresh = root / "leases" / f".{uuid.uuid4().hex}.json"
+            write_json(fresh, _STORE)
+            fresh.replace(described)
         # A full or read-only disk is better found now than when the first run is done.
         attempt = root / "leases" / ".try"
         with whole_file(attempt) as part:
