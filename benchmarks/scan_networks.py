@@ -21,7 +21,6 @@ import fnmatch
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def scan(bundle: Path, spc: int, data: dict[Any, Any]) -> Record:
     from excise.detection.combined import family
     from excise.experiments.environment import environment
     from excise.experiments.plant import pool_of
-    from excise.inversion.combined import recovered
     from excise.inversion.suspects import compare
     from excise.models import load_model, read_card
     from excise.seeding import Rng
@@ -82,9 +80,6 @@ def scan(bundle: Path, spc: int, data: dict[Any, Any]) -> Record:
     rng = Rng(0).child("method")
     suspects = compare(network, everything.train, rng)
     total = suspects.together()
-    # Triggers are of use where there may be a backdoor; of small clean networks only S is.
-    small = name_of(bundle).startswith("small/")
-    triggers = [] if small else recovered(suspects, network, everything, rng, 1)
     target = None
     if (bundle / "trigger.json").is_file():
         rule = load_backdoor(bundle, card).rule
@@ -103,7 +98,6 @@ def scan(bundle: Path, spc: int, data: dict[Any, Any]) -> Record:
         "per_class": total,
         "tests": suspects.by_test(),
         "numbers": {test: list(each) for test, each in suspects.numbers.items()},
-        "triggers": [{"target": one.target, **asdict(one.evidence)} for one in triggers],
         "seconds": dict(suspects.seconds),
         "environment": environment(next(network.parameters()).device),
     }
@@ -173,8 +167,8 @@ def tables(spcs: Iterable[int] = (2, 10, 100)) -> str:
         )
     lines += [
         "",
-        "S of every larger network, and in brackets margin + patch + pattern + smooth of the "
-        "suspected class; **bold**: an alarm; *wrong*: another class than the target.",
+        "S of every larger network, and in brackets margin + patch + pattern + smooth + memory of "
+        "the suspected class; **bold**: an alarm; *wrong*: another class than the target.",
         "",
         "| network | ASR | " + " | ".join(f"SPC {spc}" for spc in spcs) + " |",
         "|-|-|" + "-|" * len(list(spcs)),

@@ -37,7 +37,7 @@ BUDGETS = (2, 10, 100)
 #: Networks on which the method was chosen; every other one was not looked at before.
 DEVELOPMENT = (
     "cifar10-badnets-1", "cifar10-blended-1", "cifar10-lf-1", "cifar10-ftrojan-0",
-    "cifar10-trojannn-0", "cifar10-none-0",
+    "cifar10-trojannn-0", "cifar10-none-0", "cifar10-sig-1", "cifar10-wanet-1",
 )  # fmt: skip
 
 Record = dict[str, Any]

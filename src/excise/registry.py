@@ -463,6 +463,10 @@ METHODS: tuple[Method, ...] = (
         "", "experimental", "excise.inversion.smooth:Smooth",
     ),
     Method(
+        "inverter", "spectral", "the fewest, faintest waves to add that send all images to a class",
+        "", "experimental", "excise.inversion.spectral:Spectral",
+    ),
+    Method(
         "inverter", "spatial", "the smallest smooth warp that sends all images to one class",
         "", "experimental", "excise.inversion.spatial:Spatial",
     ),

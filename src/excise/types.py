@@ -311,12 +311,15 @@ class Evidence:
         anomaly: how far its class stands out among all classes: in MAD units, or as the inverter
             says.
         told: True if the trigger was given, not found.
+        explained: share of what the network's batch norms remember beyond clean images that the
+            trigger explains; None where they remember nothing.
     """
 
     flip_rate: float | None = None
     size: float | None = None
     anomaly: float | None = None
     told: bool = False
+    explained: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,9 @@ QUICK: dict[str, dict[str, object]] = {
     "smooth": {
         "rounds": 8, "batch_size": 8, "drop_after": 4, "success_rate": 0.1, "learning_rate": 0.3,
     },
+    "spectral": {
+        "rounds": 8, "batch_size": 8, "drop_after": 4, "success_rate": 0.3, "learning_rate": 0.3,
+    },
     "combined": {"effort": 0.05, "least": 0.0},
     "sample-specific": {"probe_images": 6, "steps": 2, "keep": 2},
 }  # fmt: skip

@@ -50,7 +50,7 @@ def found():
         },
         "verdict": {"status": "found", "ok": False, "sentence": "A backdoor is likely."},
         "statistic": 3.63, "threshold": 1.45, "targets": ["horse"], "classes": classes,
-        "triggers": [trigger(0), trigger(1, 800, "smooth pattern")],
+        "triggers": [trigger(0), trigger(1, 800, "pattern of few waves")],
         "tried_on": {"images": 1000, "unseen": True},
         "notes": ["Of 30 clean networks none had a statistic as large: p = 0.032."],
         "seconds": {"margin": 7.0, "total": 61.0},

@@ -19,7 +19,7 @@ def test_it_says_which_class_how_sure_and_shows_the_triggers():
     assert "Backdoor likely" in words
     assert "alarm from 1.45 on" in words
     assert "A patch toward horse" in words
-    assert "A smooth pattern toward horse" in words
+    assert "A pattern of few waves toward horse" in words
     assert (
         "It sends 88.0% of 1,000 images the scan was not given of other classes there (interval "
         "86.0–90.0); without it 2.3% go there. Mean change of an image: 8.6 pixels." in words

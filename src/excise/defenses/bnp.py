@@ -27,10 +27,10 @@ from torch import nn
 
 from excise.models import apply_edits, batch_norms, dtype_of, finished, working_copy
 from excise.registry import STRICT
-from excise.scores import outliers, statistics_divergence
+from excise.scores import divergent_channels
 from excise.seeding import Rng
 from excise.training.statistics import input_moments
-from excise.types import DefenderData, Edit, OnRound, Repair, Row, ignore_round
+from excise.types import DefenderData, OnRound, Repair, Row, ignore_round
 
 __all__ = ["BNP"]
 
@@ -58,15 +58,7 @@ class BNP:
         norms = batch_norms(worked, "BNP")
         images = data.everything().floats().to(dtype_of(worked))
         moments = input_moments(worked, norms, images, self.batch_size)
-        edits: list[Edit] = []
-        for name, norm in norms.items():
-            if name in moments:
-                assert norm.running_mean is not None
-                assert norm.running_var is not None
-                divergence = statistics_divergence(
-                    *moments[name], norm.running_mean, norm.running_var, norm.eps
-                )
-                edits += [Edit("scale", name, index, 1) for index in outliers(divergence, self.u)]
+        edits = divergent_channels(norms, moments, self.u)
         apply_edits(worked, tuple(edits), ())
         row: Row = {"stage": "prune", "round": 1, "pruned": len(edits)}
         on_round(row)

@@ -3,6 +3,8 @@
 No paper describes this method: it is ours, a first form of trigger-free gradient-guided pruning. It
 goes on from Grad-Prune (Dunnett et al., DSN-W 2024, arXiv 2405.03918) with any recovered trigger.
 
+Cut first           channels whose batch-norm statistics do not fit clean images, as BNP does, by
+                    ``divergence`` standard deviations
 Gates               m ∈ [0, 1], one for every kernel (filter × channel it reads) of every
                     convolution, 1 at first: W_ij ← m_ij W_ij
 Clean answers       q(x) = (1 − μ) softmax f(x) + μ e_y, of the given network f and the true label y
@@ -23,7 +25,9 @@ What it does otherwise than Grad-Prune, and why:
    at random. A trigger that was told is left as it is.
 5. Images of the target class take part in unlearning, and count more. Without them the network
    learns that a trigger means any class but the target, and forgets the target class.
-6. Only weights of convolutions are gated; batch norm stays as it is, statistics included.
+6. Only weights of convolutions are gated; batch norm stays as it is, statistics included, but for
+   the channels that are cut first. These answer to what no clean image shows, whatever it is: a
+   warp that no search finds leaves them too (Zheng et al., NeurIPS 2022).
 
 The loss is what is minimized, at a fixed number of steps: nothing is stopped by a measurement.
 Measured: docs/methods/soft-prune.md.
@@ -42,16 +46,28 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from excise.errors import ModelError
-from excise.models import dtype_of, finished, prunable, trace, working_copy
+from excise.models import (
+    BatchNorm,
+    apply_edits,
+    dtype_of,
+    finished,
+    prunable,
+    trace,
+    working_copy,
+)
 from excise.registry import STRICT
+from excise.scores import divergent_channels
 from excise.seeding import Rng
 from excise.training import Masked, channel_masks, cosine, fold, set_rate, train_epochs
 from excise.training.masks import clamp_masks, kernel_masks
 from excise.training.pairs import under_one_of
+from excise.training.statistics import input_moments
 from excise.types import (
     DefenderData,
+    Edit,
     Images,
     Inverter,
+    LabelledImages,
     Labels,
     OnRound,
     Repair,
@@ -85,6 +101,9 @@ class SoftPrune:
     """How much more an image of a target class counts, where the inverter names one."""
     max_triggers: Annotated[int, Field(ge=1)] = 3
     """Triggers that are unlearned, of those found the strongest."""
+    divergence: Annotated[float, Field(gt=0)] | None = 3.0
+    """Standard deviations above its layer's mean from which a channel's divergence has it cut
+    before all else; None: cut none. A network without batch norm has none."""
     include_gates: bool = False
     """Also cut squeeze-excite convolutions."""
 
@@ -115,6 +134,8 @@ class SoftPrune:
                 notes=("No trigger was recovered, so nothing was cut.",),
             )  # fmt: skip
         images, given = data.everything(), working_copy(model).requires_grad_(False)
+        edits = self._divergent(worked, images)
+        apply_edits(worked, edits, ())
         masks = channel_masks if self.grain == "filter" else kernel_masks
         gates = masks(worked, [f"{unit.layer}.weight" for unit in units])
         optimizer = torch.optim.Adam(gates.values(), self.learning_rate)
@@ -149,6 +170,8 @@ class SoftPrune:
             worked, images, step, rng, epochs=epochs, batch_size=self.batch_size,
             stage="gates", training=False, on_round=on_round,
         )  # fmt: skip
+        cut = [f"{len(edits)} channels went first: their statistics do not fit clean images."]
+        cut = cut if edits else []
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
         every = torch.cat([gate.flatten() for gate in final.values()])
@@ -158,7 +181,20 @@ class SoftPrune:
             f"{' and '.join(map(repr, names)) or 'no class of its own'}.",
             f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s lost more than half of "
             f"their weight; they keep {float(every.mean()):.1%} on average.",
+            *cut,
             *tuned.notes,
         )
         seconds = {"invert": inverted - start, "gates": time.perf_counter() - inverted}
-        return Repair(finished(worked, model), (), tuned.history, assumed, notes, seconds)
+        return Repair(finished(worked, model), edits, tuned.history, assumed, notes, seconds)
+
+    def _divergent(self, net: nn.Module, images: LabelledImages) -> tuple[Edit, ...]:
+        norms = {
+            name: module
+            for name, module in net.named_modules()
+            if isinstance(module, BatchNorm) and module.affine and module.track_running_stats
+        }
+        if self.divergence is None or not norms:
+            return ()
+        x = images.floats().to(dtype_of(net))
+        moments = input_moments(net, norms, x, batch_size=500)
+        return tuple(divergent_channels(norms, moments, self.divergence))

@@ -41,7 +41,7 @@ SCAN_VERSION = 1
 #: Pictures shown of each recovered trigger, and images its rate is counted on, at most.
 _SHOWN, _COUNTED = 3, 1000
 #: What a recovered trigger is called, by its type.
-_KINDS = {"Added": "faint pattern", "AddedSmooth": "smooth pattern", "MaskedTrigger": "patch"}
+_KINDS = {"Added": "faint pattern", "AddedWaves": "pattern of few waves", "MaskedTrigger": "patch"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

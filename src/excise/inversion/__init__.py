@@ -7,6 +7,7 @@ from excise.inversion.oracle import Oracle
 from excise.inversion.sample_specific import SampleSpecific
 from excise.inversion.smooth import Smooth
 from excise.inversion.spatial import Spatial
+from excise.inversion.spectral import Spectral
 from excise.inversion.universal import Universal
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "SampleSpecific",
     "Smooth",
     "Spatial",
+    "Spectral",
     "Universal",
 ]

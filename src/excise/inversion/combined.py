@@ -1,6 +1,7 @@
 """Combined: the triggers of the class that four tests together suspect most.
 
-Tests and how they are put together: :mod:`excise.inversion.suspects`. A class far below a scan's
+Tests and how they are put together: :mod:`excise.inversion.suspects`; which triggers of the class:
+:mod:`excise.inversion.finding`. A class far below a scan's
 alarm is returned too: a repair may be wanted without one. Below ``least`` nothing is: there the
 class is as good as drawn, and unlearning its pattern costs a clean network accuracy for nothing.
 
@@ -9,14 +10,16 @@ Measured: docs/scan.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from excise.inversion.finding import triggers_of
 from excise.inversion.measure import evidence_of
-from excise.inversion.suspects import Suspects, compare, triggers_of
+from excise.inversion.suspects import Suspects, compare
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.types import DefenderData, OnRound, RecoveredTrigger, ignore_round
@@ -38,7 +41,7 @@ class Combined:
     def fit(
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
     ) -> list[RecoveredTrigger]:
-        """Return the triggers, of each class the pattern before the patch.
+        """Return the triggers, of each class the best first.
 
         The training images are searched with; the validation images say how often each works.
         """
@@ -79,7 +82,9 @@ def recovered(
             suspects, c, model, data.train, rng, effort=effort, on_round=on_round
         )
         found += [
-            RecoveredTrigger(trigger, c, evidence_of(model, trigger, c, data, total[c]))
-            for trigger in triggers.values()
+            RecoveredTrigger(
+                trigger, c, replace(evidence_of(model, trigger, c, data, total[c]), explained=share)
+            )
+            for trigger, share in triggers
         ]
     return found

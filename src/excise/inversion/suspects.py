@@ -1,18 +1,20 @@
-"""Four tests of every class side by side, and what they say together of which one is a target.
+"""Five tests of every class side by side, and what they say together of which one is a target.
 
 Test        its number v_c of class c                                  kin
 margin      − log of the largest margin that random images climb to     MM-BD (S&P 2024)
 patch       log of the size of the smallest mask with a pattern         Neural Cleanse (S&P 2019)
 pattern     log of the size of the smallest pattern to add              :mod:`.universal`
 smooth      log of the size of the smallest smooth pattern to add       :mod:`.smooth`
+memory      share of images the trigger batch norms remember sends there :mod:`.recalled`
 
 Suspicion of class c in a test: :mod:`excise.inversion.outlying`; spreads below ``SPREAD`` (a third,
-in size) are not believed. Together: the sum over the tests, each of which counts ``MOST`` at most.
-A backdoor's target stands out in several tests; what stands out by chance does so in one.
+in size) are not believed. That of memory is no matter of other classes: 0 up to a share of .25,
+then rising to ``MOST`` at .75. Together: the sum over the tests, each of which counts ``MOST`` at
+most. A backdoor's target stands out in several tests; what stands out by chance does so in one.
 
 No paper describes the combination: it is ours. Each test runs with its fast settings on all the
 images it is given. Patterns are compared early, when all classes have had as many rounds; the
-triggers of the class that is asked for are then searched for alone.
+triggers of the class that is suspected are then searched for alone (:mod:`.finding`).
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ from torch import nn
 
 from excise.inversion.margin_climb import MarginClimb
 from excise.inversion.mask_search import MaskSearch
+from excise.inversion.memory import Memory
 from excise.inversion.outlying import suspicions
+from excise.inversion.recalled import recall
 from excise.inversion.smooth import Smooth
 from excise.inversion.universal import Universal
 from excise.seeding import Rng
 from excise.types import LabelledImages, OnRound, Trigger, ignore_round
 
-__all__ = ["TESTS", "Suspects", "compare", "triggers_of"]
+__all__ = ["TESTS", "Suspects", "compare", "some_rounds"]
 
-TESTS = ("margin", "patch", "pattern", "smooth")
-#: Searches for a pattern, and the rounds after which they are compared.
-_SEARCHES: Mapping[str, type[Universal | Smooth]] = {"pattern": Universal, "smooth": Smooth}
+TESTS = ("margin", "patch", "pattern", "smooth", "memory")
+#: Searches that compare classes, and the rounds after which they do.
+_COMPARING: Mapping[str, type[Universal | Smooth]] = {"pattern": Universal, "smooth": Smooth}
 _COMPARED = 35
-#: Images a round when one class is searched for alone.
-_BATCH = 24
 #: From this suspicion on a test's trigger is worth having.
 LEAST_TELLING = 0.1
 #: The least standard deviation of logarithms that is believed, and what one test counts at most.
@@ -52,7 +54,8 @@ class Suspects:
     """How suspicious every class is.
 
     Args:
-        numbers: of each test, one a class, smaller is more suspicious; None where there is none.
+        numbers: of each test, one a class; None where there is none. Smaller is more suspicious,
+            but for memory, where it is the share of images.
         patches: the mask and pattern of every class that has one.
         seconds: of each test.
     """
@@ -63,7 +66,10 @@ class Suspects:
 
     def by_test(self) -> dict[str, list[float]]:
         """Return each test's suspicion of each class."""
-        return {test: suspicions(numbers, SPREAD) for test, numbers in self.numbers.items()}
+        return {
+            test: _by_share(numbers) if test == "memory" else suspicions(numbers, SPREAD)
+            for test, numbers in self.numbers.items()
+        }
 
     def together(self) -> list[float]:
         """Return each class's suspicion: the sum over the tests, of each ``MOST`` at most."""
@@ -106,69 +112,44 @@ def compare(
         ModelError: logits that are not finite.
     """
     start = time.perf_counter()
-    climb = MarginClimb(**_some(MarginClimb.PRESETS["fast"], effort, "steps"))
+    climb = MarginClimb(**some_rounds(MarginClimb.PRESETS["fast"], effort, "steps"))
     margins = climb.climb(model, images, rng.child("margin"), on_round)
     seconds = {"margin": time.perf_counter() - start}
     start = time.perf_counter()
-    masks = MaskSearch(**_some(MaskSearch.PRESETS["fast"], effort, "rounds"))
+    masks = MaskSearch(**some_rounds(MaskSearch.PRESETS["fast"], effort, "rounds"))
     patches = masks.search(model, images, rng.child("patch"), on_round=on_round)
     seconds["patch"] = time.perf_counter() - start
     numbers = {
         "margin": tuple(None if m is None else -m for m in _logs(margins)),
         "patch": _logs(patches.norms),
     }
-    for test, kind in _SEARCHES.items():
+    for test, kind in _COMPARING.items():
         start = time.perf_counter()
-        settings = _some({**kind.PRESETS["fast"], "rounds": _COMPARED}, effort, "rounds")
+        settings = some_rounds({**kind.PRESETS["fast"], "rounds": _COMPARED}, effort, "rounds")
         search = kind(**settings, keep=images.num_classes)
         found = search.search(model, images, rng.child(test), on_round=on_round)
         seconds[test], numbers[test] = time.perf_counter() - start, _logs(found.sizes)
+    start = time.perf_counter()
+    recalled = recall(
+        Memory(model, images.floats()), images.num_classes, rng.child("memory"),
+        effort=effort, on_round=on_round,
+    )  # fmt: skip
+    seconds["memory"] = time.perf_counter() - start
+    flips = [one.flips for one in recalled.values()]
+    numbers["memory"] = tuple(max(each) for each in zip(*flips, strict=True)) or (
+        (None,) * images.num_classes
+    )
     found_patches = {c: patches.triggers[c] for c in patches.by_size()}
     return Suspects(numbers, found_patches, seconds)
 
 
-def triggers_of(
-    suspects: Suspects,
-    c: int,
-    model: nn.Module,
-    images: LabelledImages,
-    rng: Rng,
-    *,
-    effort: float = 1.0,
-    on_round: OnRound = ignore_round,
-) -> dict[str, Trigger]:
-    """Return the triggers of one class, by the test that asks for such a one.
-
-    A pattern always, the others where the class stands out in their test; patterns are searched for
-    anew, for this class alone, longer and with more images.
-
-    Args:
-        suspects: what the tests found.
-        c: the class.
-        model: comes back as it was given.
-        images: clean ones; their labels play no part.
-        rng: draws batches.
-        effort: the share of the usual rounds each search gets.
-        on_round: called after every round of every search.
-    """
-    telling = suspects.telling(c)
-    found: dict[str, Trigger] = {}
-    for test, kind in _SEARCHES.items():
-        if test == "pattern" or test in telling:
-            usual = {**kind.PRESETS["fast"], "batch_size": _BATCH}
-            search = kind(**_some(usual, effort, "rounds"))
-            longer = search.search(
-                model, images, rng.child(f"{test} again"), classes=[c], on_round=on_round
-            )
-            if c in longer.triggers:
-                found[test] = longer.triggers[c]
-    if c in suspects.patches and ("patch" in telling or not found):
-        found["patch"] = suspects.patches[c]
-    return found
-
-
-def _some(settings: Mapping[str, Any], effort: float, name: str) -> dict[str, Any]:
+def some_rounds(settings: Mapping[str, Any], effort: float, name: str) -> dict[str, Any]:
+    """Return settings with a share of the rounds that stand there as ``name``, two at least."""
     return {**settings, name: max(2, round(effort * settings[name]))}
+
+
+def _by_share(shares: Sequence[float | None]) -> list[float]:
+    return [MOST * min(1.0, max(0.0, 2 * ((share or 0.0) - 0.25))) for share in shares]
 
 
 def _logs(numbers: Sequence[float | None]) -> tuple[float | None, ...]:

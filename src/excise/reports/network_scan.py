@@ -33,6 +33,7 @@ _TESTS = {
     "patch": "how small a patch sends images to the class",
     "pattern": "how faint a pattern over the image sends images to the class",
     "smooth": "how faint a smooth pattern does",
+    "memory": "how many images a trigger that batch norms remember sends to the class",
 }
 
 Figure = Annotated[float, Field(allow_inf_nan=False)]

@@ -1,8 +1,7 @@
-"""Upper bound of each channel's Lipschitz constant, and how far a batch norm's statistics are off.
+"""Upper bound of each channel's Lipschitz constant, and what stands out in a layer.
 
-Papers: Zheng, Tang, Li, Liu: Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022
-(arXiv 2208.03111), equation 8; Zheng, Tang, Li, Liu: Pre-activation Distributions Expose Backdoor
-Neurons, NeurIPS 2022, equation 6.
+Paper: Zheng, Tang, Li, Liu: Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022
+(arXiv 2208.03111), equation 8.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["channel_lipschitz", "outliers", "statistics_divergence"]
+__all__ = ["channel_lipschitz", "outliers"]
 
 
 def channel_lipschitz(
@@ -27,22 +26,6 @@ def channel_lipschitz(
     """
     norms: Tensor = torch.linalg.matrix_norm(weight.flatten(2), ord=2)
     return norms * gamma.abs() / (variance + eps).sqrt()
-
-
-def statistics_divergence(
-    mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance: Tensor, eps: float
-) -> Tensor:
-    """Return KL(N(μ̂, v̂) ‖ N(μ, v)) = ½ ln(v/v̂) + (v̂ + (μ̂ − μ)²) / 2v − ½ of every channel.
-
-    Args:
-        mean: μ̂ of what goes into the batch norm on clean images, ``(f,)``.
-        variance: v̂ likewise.
-        running_mean: μ, what the batch norm remembers of its training.
-        running_variance: v likewise.
-        eps: added to both variances, as the batch norm adds it; a dead channel has none.
-    """
-    v, clean = running_variance + eps, variance + eps
-    return 0.5 * (v / clean).log() + (clean + (mean - running_mean).square()) / (2 * v) - 0.5
 
 
 def outliers(scores: Float[Tensor, " f"], u: float) -> list[int]:

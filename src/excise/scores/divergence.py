@@ -1,0 +1,56 @@
+"""How far what a batch norm remembers is from what clean images give.
+
+Paper: Zheng, Tang, Li, Liu: Pre-activation Distributions Expose Backdoor Neurons, NeurIPS 2022,
+equation 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from excise.models import BatchNorm
+from excise.scores.lipschitz import outliers
+from excise.types import Edit
+
+__all__ = ["divergent_channels", "statistics_divergence"]
+
+
+def statistics_divergence(
+    mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance: Tensor, eps: float
+) -> Tensor:
+    """Return KL(N(μ̂, v̂) ‖ N(μ, v)) = ½ ln(v/v̂) + (v̂ + (μ̂ − μ)²) / 2v − ½ of every channel.
+
+    Args:
+        mean: μ̂ of what goes into the batch norm on clean images, ``(f,)``.
+        variance: v̂ likewise.
+        running_mean: μ, what the batch norm remembers of its training.
+        running_variance: v likewise.
+        eps: added to both variances, as the batch norm adds it; a dead channel has none.
+    """
+    v, clean = running_variance + eps, variance + eps
+    return 0.5 * (v / clean).log() + (clean + (mean - running_mean).square()) / (2 * v) - 0.5
+
+
+def divergent_channels(
+    norms: Mapping[str, BatchNorm], moments: Mapping[str, tuple[Tensor, Tensor]], u: float
+) -> list[Edit]:
+    """Return the edits that silence the channels whose statistics do not fit clean images (BNP).
+
+    Args:
+        norms: batch norms with running statistics, by name.
+        moments: mean and variance of what goes into each of them on clean images; a batch norm
+            that takes no part has none.
+        u: standard deviations above its layer's mean divergence from which a channel stands out.
+    """
+    edits: list[Edit] = []
+    for name, (mean, variance) in moments.items():
+        norm = norms[name]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        divergence = statistics_divergence(
+            mean, variance, norm.running_mean, norm.running_var, norm.eps
+        )
+        edits += [Edit("scale", name, index, 1) for index in outliers(divergence, u)]
+    return edits
