@@ -77,7 +77,7 @@ STATIC = (
 )  # fmt: skip
 #: Attacks that trigger images anew in every batch, or learn the trigger with the network.
 MOVING = ("wanet", "input-aware", "bpp", "lira")
-#: Trained once more, so that methods of this project are chosen on victims they are not reported on.
+#: Trained once more: methods of this project are chosen on victims they are not reported on.
 DEVELOPMENT = ("lf", "sig", "wanet")
 CORE_GTSRB = ("badnets", "blended", "lf", "wanet")
 SEEDS = (0, 1, 2)

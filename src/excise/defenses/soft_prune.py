@@ -170,8 +170,7 @@ class SoftPrune:
             worked, images, step, rng, epochs=epochs, batch_size=self.batch_size,
             stage="gates", training=False, on_round=on_round,
         )  # fmt: skip
-        cut = [f"{len(edits)} channels went first: their statistics do not fit clean images."]
-        cut = cut if edits else []
+        cut = f"{len(edits)} channels went first: their statistics do not fit clean images."
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
         every = torch.cat([gate.flatten() for gate in final.values()])
@@ -181,7 +180,7 @@ class SoftPrune:
             f"{' and '.join(map(repr, names)) or 'no class of its own'}.",
             f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s lost more than half of "
             f"their weight; they keep {float(every.mean()):.1%} on average.",
-            *cut,
+            *([cut] if edits else []),
             *tuned.notes,
         )
         seconds = {"invert": inverted - start, "gates": time.perf_counter() - inverted}
