@@ -475,11 +475,11 @@ METHODS: tuple[Method, ...] = (
         "", "experimental", "excise.inversion.sample_specific:SampleSpecific",
     ),
     Method(
-        "inverter", "combined", "a pattern and a patch of the class four tests suspect most",
+        "inverter", "combined", "triggers of the class that five tests suspect most",
         "", "experimental", "excise.inversion.combined:Combined",
     ),
     Method(
-        "scanner", "combined", "four tests together, calibrated on clean networks",
+        "scanner", "combined", "five tests together, calibrated on clean networks",
         "", "experimental", "excise.detection.combined:CombinedScan",
     ),
     Method(

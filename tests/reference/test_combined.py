@@ -1,4 +1,4 @@
-"""The four tests and their sum, the calibrated threshold, and what the scanner and inverter say."""
+"""The five tests and their sum, the calibrated threshold, and what the scanner and inverter say."""
 
 from __future__ import annotations
 

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from excise.inversion import Universal
+from excise.inversion.finding import KEPT, triggers_of
 from excise.inversion.memory import Memory, explaining
 from excise.inversion.recalled import recall
+from excise.inversion.suspects import Suspects
 from excise.seeding import Rng
+from excise.types import LabelledImages
 
 pytestmark = pytest.mark.fast
 
@@ -109,3 +112,33 @@ def test_under_a_context_without_gradients_it_still_searches() -> None:
     with torch.no_grad():
         found = explaining(memory, 2, Universal(learning_rate=0.02), 0.03, Rng(0), rounds=5)
     assert not torch.equal(found(clean()), clean())
+
+
+# --- which triggers of a class are kept -----------------------------------------------------------
+
+
+def found_in(net: nn.Module) -> list:
+    images = LabelledImages(clean(), torch.arange(60) % 3, ("a", "b", "c"))
+    return triggers_of(Suspects({"patch": (0.0, 0.0, 0.0)}, {}, {}), 2, net, images, Rng(0))
+
+
+def test_triggers_that_explain_most_are_kept_best_first() -> None:
+    found = found_in(network(clean(), SHARE))
+    shares = [share for _, share in found]
+    assert 1 <= len(found) <= KEPT
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.8
+    assert shares[-1] >= shares[0] / 2
+
+
+def test_where_nothing_is_remembered_the_small_ones_are_kept() -> None:
+    net = network(clean(), SHARE)
+    net[1] = nn.Identity()
+    found = found_in(net)
+    assert found
+    assert all(share is None for _, share in found)
+
+
+def test_memory_counts_from_a_quarter_of_the_images_on() -> None:
+    shares = (0.1, 0.25, 0.5, 0.75, 1.0, None)
+    assert Suspects({"memory": shares}, {}, {}).by_test() == {"memory": [0, 0, 1, 2, 2, 0]}

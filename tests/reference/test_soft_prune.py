@@ -9,7 +9,7 @@ from torch import nn
 from excise.defenses import SoftPrune
 from excise.seeding import Rng
 from excise.training.pairs import under_one_of
-from excise.types import DefenderData, Evidence, LabelledImages, RecoveredTrigger
+from excise.types import DefenderData, Edit, Evidence, LabelledImages, RecoveredTrigger
 
 RATE = 0.02
 
@@ -168,3 +168,23 @@ def test_a_network_that_diverges_stops_with_the_last_good_state(network, data) -
     repair = SoftPrune(inverter=Given(broken), steps=5).repair(network, data, Rng(0))
     assert any("diverged" in note for note in repair.notes)
     assert torch.equal(repair.model[0].weight, network[0].weight)
+
+
+def test_channels_whose_statistics_do_not_fit_go_before_all_else(data) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        seen = net[0](data.train.images).transpose(0, 1).flatten(1)
+    net[1].running_mean, net[1].running_var = seen.mean(1), seen.var(1, correction=0)
+    net[1].running_mean[3] += 5
+    net.eval()
+    repair = SoftPrune(inverter=Given(inverted), steps=1).repair(net, data, Rng(0))
+    assert repair.edits == (Edit("scale", "1", 3, 1),)
+    assert repair.model[1].weight[3] == 0
+    assert any(note.startswith("1 of the batch norms' channels") for note in repair.notes)
+    whole = SoftPrune(inverter=Given(inverted), steps=1, divergence=None).repair(net, data, Rng(0))
+    assert whole.edits == ()
+    assert whole.model[1].weight[3] != 0

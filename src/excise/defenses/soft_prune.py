@@ -170,7 +170,7 @@ class SoftPrune:
             worked, images, step, rng, epochs=epochs, batch_size=self.batch_size,
             stage="gates", training=False, on_round=on_round,
         )  # fmt: skip
-        cut = f"{len(edits)} channels went first: their statistics do not fit clean images."
+        cut = f"{len(edits)} of the batch norms' channels went first: clean images do not fit them."
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
         every = torch.cat([gate.flatten() for gate in final.values()])

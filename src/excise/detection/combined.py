@@ -1,4 +1,4 @@
-"""Combined: one verdict of four tests, at a false-alarm rate counted on clean networks.
+"""Combined: one verdict of five tests, at a false-alarm rate counted on clean networks.
 
 Tests and their sum for a class: :mod:`excise.inversion.suspects`.
 
@@ -42,7 +42,7 @@ __all__ = ["CombinedScan", "family", "threshold"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CombinedScan:
-    """Four tests together; the alarm is calibrated on clean networks."""
+    """Five tests together; the alarm is calibrated on clean networks."""
 
     alarm_rate: Annotated[float, Field(ge=1e-3, lt=1)] = 0.01
     """Clean networks that raise an alarm, among networks like the calibrating ones."""
@@ -104,8 +104,8 @@ class CombinedScan:
         if self.effort != 1:
             notes.append("The false-alarm rate is calibrated for effort 1, not for this one.")
         notes.append(
-            "It sees one target class at most, and a backdoor only where one small patch or one "
-            "pattern, the same for all images, comes near its trigger."
+            "It sees one target class at most, and a backdoor only where one patch, pattern or "
+            "warp, the same for all images, comes near its trigger."
         )
         return notes
 

@@ -1,4 +1,4 @@
-"""Combined: the triggers of the class that four tests together suspect most.
+"""Combined: the triggers of the class that five tests together suspect most.
 
 Tests and how they are put together: :mod:`excise.inversion.suspects`; which triggers of the class:
 :mod:`excise.inversion.finding`. A class far below a scan's
@@ -29,7 +29,7 @@ __all__ = ["Combined", "recovered"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Combined:
-    """Triggers of the class that margin, patch, pattern and smooth pattern suspect most."""
+    """Triggers of the class that margin, patch, pattern, smooth and memory suspect most."""
 
     classes: Annotated[int, Field(ge=1)] = 1
     """Classes whose triggers are returned, the most suspicious first."""
