@@ -34,7 +34,7 @@ RECORDS = HERE / "records" / "trigger-free"
 PAGE = HERE.parent / "docs" / "methods" / "soft-prune.md"
 BEGIN, END = "<!-- made by benchmarks/trigger_free.py -->", "<!-- end of what it made -->"
 BUDGETS = (2, 10, 100)
-#: Networks on which the method was chosen; every other one was not looked at before.
+#: Networks on which the method was chosen. The others saw only what was frozen, form after form.
 DEVELOPMENT = (
     "cifar10-badnets-1", "cifar10-blended-1", "cifar10-lf-1", "cifar10-ftrojan-0",
     "cifar10-trojannn-0", "cifar10-none-0", "cifar10-sig-1", "cifar10-wanet-1",
@@ -111,7 +111,7 @@ def tables() -> str:
     """Return the tables of all records: victims, then clean networks."""
     found = [json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json"))]
     lines = []
-    for title, wanted in (("Victims not looked at before", False), ("Development", True)):
+    for title, wanted in (("Victims it was not chosen on", False), ("Development", True)):
         some = [r for r in found if (r["network"] in DEVELOPMENT) is wanted and r["after"]["asr"]]
         lines += [
             f"**{title}**", "",
