@@ -43,5 +43,7 @@ def chromium(tmp_path_factory):
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     window = webdriver.Chrome(options=options, service=Service(driver))
+    # The browser's own start page may still be loading, and its requests are logged too.
+    window.get("about:blank")
     yield window
     window.quit()

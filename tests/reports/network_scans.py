@@ -2,12 +2,12 @@
 
 from tests.reports.scans import HOSTILE, png, rate
 
-TESTS = ("margin", "patch", "pattern", "smooth")
+TESTS = ("margin", "patch", "pattern", "smooth", "memory")
 
 
 def trigger(number, count=880, kind="patch", target="horse"):
     return {
-        "kind": kind, "class": target, "size": 8.6, "residual_scale": 3.0,
+        "kind": kind, "class": target, "size": 8.6, "explained": 0.31, "residual_scale": 3.0,
         "rate": rate(count, 1000), "without": rate(23, 1000),
         "shown": [
             {"label": label, "before": label, "after": "horse", **{

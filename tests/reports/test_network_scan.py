@@ -22,7 +22,8 @@ def test_it_says_which_class_how_sure_and_shows_the_triggers():
     assert "A pattern of few waves toward horse" in words
     assert (
         "It sends 88.0% of 1,000 images the scan was not given of other classes there (interval "
-        "86.0–90.0); without it 2.3% go there. Mean change of an image: 8.6 pixels." in words
+        "86.0–90.0); without it 2.3% go there. It explains 31.0% of what batch norms remember "
+        "beyond clean images. Mean change of an image: 8.6 pixels." in words
     )
     assert "horse suspected 3.63" in words
     assert text.count('class="suspect"') == 1

@@ -41,7 +41,12 @@ SCAN_VERSION = 1
 #: Pictures shown of each recovered trigger, and images its rate is counted on, at most.
 _SHOWN, _COUNTED = 3, 1000
 #: What a recovered trigger is called, by its type.
-_KINDS = {"Added": "faint pattern", "AddedWaves": "pattern of few waves", "MaskedTrigger": "patch"}
+_KINDS = {
+    "Added": "faint pattern",
+    "AddedWaves": "pattern of few waves",
+    "MaskedTrigger": "patch",
+    "Warped": "warp",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,6 +174,7 @@ def _tried(
         "kind": _KINDS.get(type(found.trigger).__name__, "trigger"),
         "class": images.classes[target] if target is not None else None,
         "size": found.evidence.size,
+        "explained": found.evidence.explained,
         "rate": Rate.of((triggered == wanted).numpy()).to_json(),
         "without": Rate.of((clean == wanted).numpy()).to_json(),
         "residual_scale": scale,

@@ -63,6 +63,7 @@ class _Trigger(Part):
     kind: str
     class_: str | None = Field(alias="class")
     size: Figure | None
+    explained: Figure | None = None
     rate: Rate
     without: Rate
     residual_scale: Figure
@@ -156,6 +157,9 @@ def _trigger(one: _Trigger, scan: _Scan, files: Mapping[str, bytes]) -> dict[str
     works = f"It sends {formats.percent(one.rate.value or 0)} of {one.rate.n:,} {where} of other "
     works += f"classes there (interval {formats.interval_text(one.rate.low, one.rate.high)}); "
     works += f"without it {formats.percent(one.without.value or 0)} go there."
+    if one.explained is not None:
+        works += f" It explains {formats.percent(min(1.0, max(0.0, one.explained)))} of what batch "
+        works += "norms remember beyond clean images."
     return {
         "name": f"A {one.kind} {name}",
         "works": works,
