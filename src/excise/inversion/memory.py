@@ -63,10 +63,9 @@ class Memory:
     def __init__(self, model: nn.Module, images: Images) -> None:
         self.net = working_copy(model).eval().requires_grad_(False)
         self.images = images.to(device_of(self.net), dtype_of(self.net))
-        norms = dict(self.net.named_modules())
         self._norms = {
             name: norm
-            for name, norm in norms.items()
+            for name, norm in self.net.named_modules()
             if isinstance(norm, BatchNorm) and norm.running_mean is not None
         }
         self._clean = self._moments_of(self.images)
