@@ -47,11 +47,12 @@ from torch import Tensor, nn
 
 from excise.errors import ModelError
 from excise.models import (
-    BatchNorm,
     apply_edits,
     dtype_of,
     finished,
     prunable,
+    remembering,
+    scaled,
     trace,
     working_copy,
 )
@@ -170,11 +171,11 @@ class SoftPrune:
             worked, images, step, rng, epochs=epochs, batch_size=self.batch_size,
             stage="gates", training=False, on_round=on_round,
         )  # fmt: skip
-        cut = f"{len(edits)} of the batch norms' channels went first: clean images do not fit them."
         final = {name: gate.detach() for name, gate in gates.items()}
         fold(worked, final)
         every = torch.cat([gate.flatten() for gate in final.values()])
         names = dict.fromkeys(images.classes[t.target] for t in triggers if t.target is not None)
+        cut = f"{len(edits)} of the batch norms' channels went first: clean images do not fit them."
         notes = (
             f"Unlearned {len(triggers)} trigger{'s' * (len(triggers) > 1)} toward "
             f"{' and '.join(map(repr, names)) or 'no class of its own'}.",
@@ -187,11 +188,7 @@ class SoftPrune:
         return Repair(finished(worked, model), edits, tuned.history, assumed, notes, seconds)
 
     def _divergent(self, net: nn.Module, images: LabelledImages) -> tuple[Edit, ...]:
-        norms = {
-            name: module
-            for name, module in net.named_modules()
-            if isinstance(module, BatchNorm) and module.affine and module.track_running_stats
-        }
+        norms = scaled(remembering(net))
         if self.divergence is None or not norms:
             return ()
         x = images.floats().to(dtype_of(net))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from excise.inversion.memory import Memory, explaining
+from excise.inversion.memory import Memory
 from excise.inversion.recalled import KINDS
 from excise.inversion.spectral import Spectral
 from excise.inversion.suspects import Suspects, some_rounds
@@ -74,12 +74,9 @@ def triggers_of(
     if memory.empty:
         return [(trigger, None) for trigger in found[:KEPT]]
     remembered = [
-        explaining(
-            memory, c, kind.search, kind.weight, rng.child(f"{name} remembered"),
-            rounds=max(2, round(effort * kind.rounds)), on_round=on_round,
-        )
+        kind.explaining(memory, c, rng.child(f"{name} remembered"), effort, on_round)
         for name, kind in KINDS.items()
-    ]  # fmt: skip
+    ]
     shares = [(t, memory.explained_share(t)) for t in (*remembered, *found)]
     most = max(share for _, share in shares)
     if most < LEAST_EXPLAINED:

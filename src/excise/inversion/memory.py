@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +31,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.inversion.classwise import ClasswiseSearch
-from excise.models import BatchNorm, device_of, dtype_of, working_copy
-from excise.scores import statistics_divergence
+from excise.models import device_of, dtype_of, remembering, working_copy
+from excise.scores import divergence_of
 from excise.seeding import Rng
+from excise.training.statistics import inputs_seen
 from excise.types import Images, OnRound, Trigger, ignore_round
 
 __all__ = ["SHARES", "Memory", "explaining"]
@@ -43,7 +43,7 @@ __all__ = ["SHARES", "Memory", "explaining"]
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3)
 #: Where p begins, how fast its logarithm moves, and how far it may go.
 _FIRST, _RATE, _MOST = 0.05, 0.05, 0.5
-#: −c: the loss of an image at this probability of the class pulls no longer.
+#: An image that sure of the class pulls no longer; c is the −log of it.
 _CONFIDENCE = 0.9
 #: Images a round, and at a time when nothing is searched for.
 _BATCH, _CHUNK = 24, 250
@@ -63,11 +63,7 @@ class Memory:
     def __init__(self, model: nn.Module, images: Images) -> None:
         self.net = working_copy(model).eval().requires_grad_(False)
         self.images = images.to(device_of(self.net), dtype_of(self.net))
-        self._norms = {
-            name: norm
-            for name, norm in self.net.named_modules()
-            if isinstance(norm, BatchNorm) and norm.running_mean is not None
-        }
+        self._norms = remembering(self.net)
         self._clean = self._moments_of(self.images)
         #: D(·, 0): what clean images alone leave over.
         self.unexplained = float(self.left_over(self._clean, 0.0))
@@ -101,14 +97,10 @@ class Memory:
         """
         total = self.images.new_zeros(())
         for name, (first, second) in under.items():
-            norm, (mean, square) = self._norms[name], self._clean[name]
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
+            mean, square = self._clean[name]
             m = mean + share * (first - mean)
             v = (square + share * (second - square) - m.square()).clamp_min(0)
-            total = total + statistics_divergence(
-                m, v, norm.running_mean, norm.running_var, norm.eps
-            ).sum()  # fmt: skip
+            total = total + divergence_of(self._norms[name], m, v).sum()
         return total
 
     @contextmanager
@@ -116,21 +108,11 @@ class Memory:
         """Yield the moments of the latest forward pass inside the block, with their gradients."""
         seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def watch(name: str) -> Any:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                values = inputs[0].transpose(0, 1).flatten(1)
-                seen[name] = values.mean(1), values.square().mean(1)
+        def see(name: str, values: Tensor) -> None:
+            seen[name] = values.mean(1), values.square().mean(1)
 
-            return hook
-
-        handles = [
-            norm.register_forward_pre_hook(watch(name)) for name, norm in self._norms.items()
-        ]
-        try:
+        with inputs_seen(self._norms, see):
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _moments_of(self, images: Images) -> Moments:
         sums: dict[str, tuple[Tensor, Tensor]] = {}

@@ -23,6 +23,7 @@ from excise.inversion.spatial import Spatial
 from excise.inversion.spectral import Spectral
 from excise.inversion.universal import Universal
 from excise.seeding import Rng
+from excise.training import logits_of
 from excise.types import Images, OnRound, Trigger, ignore_round
 
 __all__ = ["KINDS", "Kind", "Recalled", "recall"]
@@ -44,6 +45,24 @@ class Kind:
     rounds: int
     jitter: float
 
+    def explaining(
+        self, memory: Memory, target: int | None, rng: Rng, effort: float, on_round: OnRound
+    ) -> Trigger:
+        """Return the trigger of this kind that explains most, with a share of the rounds.
+
+        Args:
+            memory: of the network and clean images.
+            target: the class it is to lead to; None: wherever it leads.
+            rng: draws the start and batches.
+            effort: the share.
+            on_round: called after every round.
+        """
+        return explaining(
+            memory, target, self.search, self.weight, rng,
+            rounds=max(2, round(effort * self.rounds)),
+            jitter=self.jitter if target is None else 0.0, on_round=on_round,
+        )  # fmt: skip
+
 
 KINDS: Mapping[str, Kind] = {
     "pattern": Kind(Universal(learning_rate=0.02), 0.03, 300, 0.02),
@@ -60,12 +79,10 @@ class Recalled:
         trigger: adds or warps.
         flips: by class, the share of the images that are not of it, as the network sees them, and
             go there under the trigger.
-        explained: share of what is remembered beyond clean images that it explains.
     """
 
     trigger: Trigger
     flips: tuple[float, ...]
-    explained: float
 
 
 def recall(
@@ -87,21 +104,17 @@ def recall(
     """
     if memory.empty:
         return {}
-    before = _answers(memory, memory.images)
+
+    def answers(images: Images) -> Tensor:
+        return logits_of(memory.net, images, batch_size=250).argmax(1)
+
+    before = answers(memory.images)
     found = {}
     for name, kind in KINDS.items():
-        trigger = explaining(
-            memory, None, kind.search, kind.weight, rng.child(name), on_round=on_round,
-            rounds=max(2, round(effort * kind.rounds)), jitter=kind.jitter,
-        )  # fmt: skip
-        after = _answers(memory, trigger(memory.images))
+        trigger = kind.explaining(memory, None, rng.child(name), effort, on_round)
+        after = answers(trigger(memory.images))
         went = torch.bincount(after[after != before], minlength=classes).double()
         others = len(before) - torch.bincount(before, minlength=classes)
         flips = (went / others.clamp_min(1)).tolist()
-        found[name] = Recalled(trigger, tuple(flips), memory.explained_share(trigger))
+        found[name] = Recalled(trigger, tuple(flips))
     return found
-
-
-def _answers(memory: Memory, images: Images) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([memory.net(x).argmax(1) for x in images.split(250)])

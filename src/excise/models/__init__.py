@@ -7,7 +7,7 @@ from excise.models.loading import load_model
 from excise.models.modes import copy_of, device_of, dtype_of, finished, in_mode, working_copy
 from excise.models.names import build_model
 from excise.models.normalize import Network
-from excise.models.norms import BatchNorm, batch_norms, steady_statistics
+from excise.models.norms import BatchNorm, batch_norms, remembering, scaled, steady_statistics
 from excise.models.surgery import Mask, apply_edits, own_tensors, silence, zeroed
 from excise.models.tracing import Unit, prunable, trace
 
@@ -34,7 +34,9 @@ __all__ = [
     "own_tensors",
     "prunable",
     "read_card",
+    "remembering",
     "save_bundle",
+    "scaled",
     "silence",
     "steady_statistics",
     "trace",

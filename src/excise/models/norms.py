@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
 
 from excise.errors import ModelError
 
-__all__ = ["BatchNorm", "batch_norms", "steady_statistics"]
+__all__ = ["BatchNorm", "batch_norms", "remembering", "scaled", "steady_statistics"]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def remembering(model: nn.Module) -> dict[str, BatchNorm]:
+    """Return the batch norms that have running statistics, by name; none is no error."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BatchNorm) and module.running_mean is not None
+    }
+
+
+def scaled(norms: Mapping[str, BatchNorm]) -> dict[str, BatchNorm]:
+    """Return those that have γ and β."""
+    return {name: norm for name, norm in norms.items() if norm.weight is not None}
 
 
 def batch_norms(model: nn.Module, method: str) -> dict[str, BatchNorm]:
@@ -24,13 +38,7 @@ def batch_norms(model: nn.Module, method: str) -> dict[str, BatchNorm]:
     Raises:
         ModelError: there is none.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, BatchNorm)
-        and module.weight is not None
-        and module.running_mean is not None
-    }
+    found = scaled(remembering(model))
     if not found:
         raise ModelError(
             f"a network with batch norm, on which {method} works",

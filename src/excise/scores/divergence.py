@@ -14,7 +14,7 @@ from excise.models import BatchNorm
 from excise.scores.lipschitz import outliers
 from excise.types import Edit
 
-__all__ = ["divergent_channels", "statistics_divergence"]
+__all__ = ["divergence_of", "divergent_channels", "statistics_divergence"]
 
 
 def statistics_divergence(
@@ -33,6 +33,19 @@ def statistics_divergence(
     return 0.5 * (v / clean).log() + (clean + (mean - running_mean).square()) / (2 * v) - 0.5
 
 
+def divergence_of(norm: BatchNorm, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return how far the statistics a batch norm remembers are from some others, by channel.
+
+    Args:
+        norm: one with running statistics.
+        mean: of what goes into it, ``(f,)``.
+        variance: likewise.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return statistics_divergence(mean, variance, norm.running_mean, norm.running_var, norm.eps)
+
+
 def divergent_channels(
     norms: Mapping[str, BatchNorm], moments: Mapping[str, tuple[Tensor, Tensor]], u: float
 ) -> list[Edit]:
@@ -46,11 +59,6 @@ def divergent_channels(
     """
     edits: list[Edit] = []
     for name, (mean, variance) in moments.items():
-        norm = norms[name]
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        divergence = statistics_divergence(
-            mean, variance, norm.running_mean, norm.running_var, norm.eps
-        )
+        divergence = divergence_of(norms[name], mean, variance)
         edits += [Edit("scale", name, index, 1) for index in outliers(divergence, u)]
     return edits

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from excise.models import BatchNorm, in_mode
 from excise.types import Images
 
-__all__ = ["input_moments", "re_estimate"]
+__all__ = ["input_moments", "inputs_seen", "re_estimate"]
 
 
 @torch.no_grad()
@@ -50,6 +53,31 @@ def re_estimate(model: nn.Module, images: Images, batch_size: int) -> None:
             norm.momentum = momentum
 
 
+@contextmanager
+def inputs_seen(
+    norms: Mapping[str, BatchNorm], see: Callable[[str, Float[Tensor, "f n"]], None]
+) -> Iterator[None]:
+    """Hand over what goes into batch norms, whenever they run inside the block.
+
+    Args:
+        norms: by name.
+        see: is given a name and the values of each channel, over images and pixels.
+    """
+
+    def watch(name: str, norm: BatchNorm) -> RemovableHandle:
+        def hook(_: nn.Module, inputs: Any) -> None:
+            see(name, inputs[0].transpose(0, 1).flatten(1))
+
+        return norm.register_forward_pre_hook(hook)
+
+    handles = [watch(name, norm) for name, norm in norms.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def input_moments(
     model: nn.Module, norms: Mapping[str, BatchNorm], images: Images, batch_size: int
@@ -67,24 +95,16 @@ def input_moments(
     """
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
-    def collect(name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(_: nn.Module, inputs: Any) -> None:
-            values = inputs[0].transpose(0, 1).flatten(1).double()
-            first, second, count = sums.get(name, (0.0, 0.0, 0))
-            sums[name] = (
-                first + values.sum(1), second + values.square().sum(1), count + values.shape[1],
-            )  # fmt: skip
+    def collect(name: str, values: Tensor) -> None:
+        values = values.double()
+        first, second, count = sums.get(name, (0.0, 0.0, 0))
+        sums[name] = (
+            first + values.sum(1), second + values.square().sum(1), count + values.shape[1],
+        )  # fmt: skip
 
-        return hook
-
-    handles = [norm.register_forward_pre_hook(collect(name)) for name, norm in norms.items()]
-    try:
-        with in_mode(model):
-            for batch in images.split(batch_size):
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with in_mode(model), inputs_seen(norms, collect):
+        for batch in images.split(batch_size):
+            model(batch)
     moments = {}
     for name, (first, second, count) in sums.items():
         mean = first / count
