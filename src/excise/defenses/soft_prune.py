@@ -8,7 +8,7 @@ Cut first           channels whose batch-norm statistics do not fit clean images
 Gates               m ∈ [0, 1], one for every kernel (filter × channel it reads) of every
                     convolution, 1 at first: W_ij ← m_ij W_ij
 Clean answers       q(x) = (1 − μ) softmax f(x) + μ e_y, of the given network f and the true label y
-Loss                H(q(x), f_m(x)) + H(q(x), f_m(x̃)) + ρ Σ (1 − m)
+Loss                ν H(q(x), f_m(x)) + H(q(x), f_m(x̃)) + ρ Σ (1 − m)
 H(q, z)             − Σ_k q_k log softmax(z)_k
 x̃                   clip(x + s (T(x) − x)): T one of the triggers, s from [1, boost], both at random
 
@@ -23,9 +23,10 @@ What it does otherwise than Grad-Prune, and why:
    these overfit.
 4. An inverted trigger is the weakest that works; the true one is stronger. So it is made stronger
    at random. A trigger that was told is left as it is.
-5. Images of the target class take part in unlearning, and count more. Without them the network
-   learns that a trigger means any class but the target, and forgets the target class.
-6. Only weights of convolutions are gated; batch norm stays as it is, statistics included, but for
+5. Images of the target class take part in unlearning. Without them the network learns that a
+   trigger means any class but the target, and forgets the target class.
+6. Clean images count more than triggered ones: few of them say where the gates would do harm.
+7. Only weights of convolutions are gated; batch norm stays as it is, statistics included, but for
    the channels that are cut first. These answer to what no clean image shows, whatever it is: a
    warp that no search finds leaves them too (Zheng et al., NeurIPS 2022).
 
@@ -98,8 +99,8 @@ class SoftPrune:
     """μ: how much the true label counts beside the given network's answer."""
     boost: Annotated[float, Field(ge=1)] = 2.5
     """The most an inverted trigger's change is multiplied by."""
-    target_weight: Annotated[float, Field(ge=1)] = 3.0
-    """How much more an image of a target class counts, where the inverter names one."""
+    clean_weight: Annotated[float, Field(gt=0)] = 5.0
+    """ν: how much more a clean image counts than a triggered one."""
     max_triggers: Annotated[int, Field(ge=1)] = 3
     """Triggers that are unlearned, of those found the strongest."""
     divergence: Annotated[float, Field(gt=0)] | None = 3.0
@@ -142,8 +143,7 @@ class SoftPrune:
         optimizer = torch.optim.Adam(gates.values(), self.learning_rate)
         gated = Masked(worked, gates)
         epochs = -(-self.steps * min(self.batch_size, len(images)) // len(images))
-        targets = torch.tensor(sorted({t.target for t in triggers if t.target is not None}))
-        targets, count = targets.long().to(images.device), itertools.count()
+        count = itertools.count()
 
         def step(batch: Images, labels: Labels, progress: float) -> Tensor:
             x = batch.to(dtype_of(worked))
@@ -152,10 +152,8 @@ class SoftPrune:
                 wanted = answers.lerp(F.one_hot(labels, answers.shape[1]).to(x), self.label_share)
                 generator = rng.torch(f"step/{next(count)}", x.device)
                 changed = under_one_of(triggers, x, generator, boost=self.boost)
-                share = torch.where(torch.isin(labels, targets), self.target_weight, 1.0).to(x)
-                share /= share.sum()
-            each = [F.cross_entropy(gated(z), wanted, reduction="none") for z in (x, changed)]
-            loss = share @ (each[0] + each[1])
+            kept, unlearned = (F.cross_entropy(gated(z), wanted) for z in (x, changed))
+            loss = self.clean_weight * kept + unlearned
             if not loss.isfinite():  # the gates stay as they were, and the epoch is the last
                 return loss
             closed = torch.stack([(1 - gate).sum() for gate in gates.values()]).sum()
