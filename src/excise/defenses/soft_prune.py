@@ -99,7 +99,7 @@ class SoftPrune:
     """μ: how much the true label counts beside the given network's answer."""
     boost: Annotated[float, Field(ge=1)] = 2.5
     """The most an inverted trigger's change is multiplied by."""
-    clean_weight: Annotated[float, Field(gt=0)] = 5.0
+    clean_weight: Annotated[float, Field(gt=0)] = 3.0
     """ν: how much more a clean image counts than a triggered one."""
     max_triggers: Annotated[int, Field(ge=1)] = 3
     """Triggers that are unlearned, of those found the strongest."""
