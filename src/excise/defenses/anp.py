@@ -95,18 +95,17 @@ class ANP:
         held, start = data.held_out("ANP"), time.perf_counter()
         names = gammas(model, "ANP")
         masks, rows = self._learn(working_copy(model), names, data.train, rng, on_round)
-        masked = time.perf_counter()
+        masked, worked = time.perf_counter(), working_copy(model)
         edits, pruned = prune_below(
             working_copy(model), masks, thresholds(self.threshold_step, self.last_threshold), held,
             allowed=self.max_relative_accuracy_drop, relative=True, first_failure_ends=False,
             batch_size=self.batch_size, on_round=on_round,
         )  # fmt: skip
-        worked = working_copy(model)
         apply_edits(worked, edits, ())
         notes = [] if edits else ["No channel was pruned: every threshold cost too much."]
         if isinstance(rows[-1]["loss"], str):
-            where = f"iteration {rows[-1]['iteration']}"
-            notes.append(f"The masks diverged in {where}; those before it were kept.")
+            last = rows[-1]["iteration"]
+            notes.append(f"The masks diverged in iteration {last}; those before it were kept.")
         seconds = {"mask": masked - start, "prune": time.perf_counter() - masked}
         history = (*rows, *pruned)
         return Repair(finished(worked, model), edits, history, notes=tuple(notes), seconds=seconds)
@@ -135,20 +134,17 @@ class ANP:
                 robust = F.cross_entropy(masked(images, bad), labels)
                 loss = self.alpha * natural + (1 - self.alpha) * robust
                 value = float(loss.detach())
-                if math.isfinite(value):
+                finite = math.isfinite(value)
+                if finite:
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     clamp_masks(masks)
-                if (
-                    iteration % _ROW == 0
-                    or iteration == self.iterations
-                    or not math.isfinite(value)
-                ):
+                if iteration % _ROW == 0 or iteration == self.iterations or not finite:
                     # A record is JSON, which has no word for infinity.
-                    shown = value if math.isfinite(value) else str(value)
+                    shown = value if finite else str(value)
                     rows.append({"stage": "mask", "iteration": iteration, "loss": shown})
                     on_round(rows[-1])
-                if not math.isfinite(value):
+                if not finite:
                     break
         return masks, rows
