@@ -5,7 +5,7 @@ Command    EXCISE_DATA=… python benchmarks/trigger_free.py --only 'cifar10-*' 
            python benchmarks/trigger_free.py --write    (the tables, into the page)
 Hardware   one core
 Runs       one a network, budget and sample (--seed draws the images and what the method draws);
-           what exists is kept
+           what exists is kept, unless it was made with other settings than today's defaults
 Time       about two minutes a network of 10 classes at SPC 10
 
 Images     drawn from the training images the network never saw; neither trigger nor target is told
@@ -58,6 +58,16 @@ def twin_of(card: Record) -> Path | None:
     return None
 
 
+def today() -> Record:
+    """Return the settings of the method as it is now."""
+    from excise.defenses import SoftPrune
+    from excise.inversion import Combined
+    from excise.registry import spec_of
+
+    spec: Record = json.loads(json.dumps(spec_of("defense", SoftPrune(inverter=Combined()))))
+    return spec
+
+
 def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) -> Record:
     """Repair one network and measure it before and after."""
     import torch
@@ -108,8 +118,10 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
 
 
 def tables() -> str:
-    """Return the tables of all records: victims, then clean networks."""
-    found = [json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json"))]
+    """Return the tables of all records of today's settings: victims, then clean networks."""
+    every = (json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json")))
+    settings = today()
+    found = [record for record in every if record["defense"] == settings]
     lines = []
     for title, wanted in (("Victims it was not chosen on", False), ("Development", True)):
         some = [r for r in found if (r["network"] in DEVELOPMENT) is wanted and r["after"]["asr"]]
@@ -187,7 +199,7 @@ def main() -> int:
     data: dict[str, Any] = {}
     for bundle in networks(asked.only):
         path = RECORDS / f"spc-{asked.spc}" / f"{bundle.name}-s{asked.seed}.json"
-        if path.exists():
+        if path.exists() and json.loads(path.read_text())["defense"] == today():
             continue
         start = time.perf_counter()
         record = repair(bundle, asked.spc, asked.seed, asked.test_images, data)
