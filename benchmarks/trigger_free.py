@@ -2,7 +2,7 @@
 
 Claim      docs/methods/soft-prune.md (its tables are made from the records this script writes)
 Command    EXCISE_DATA=… python benchmarks/trigger_free.py --only 'cifar10-*' --spc 10
-           python benchmarks/trigger_free.py --write    (the tables, into the page)
+           python benchmarks/trigger_free.py --write    (the tables, into the page and the README)
 Hardware   one core
 Runs       one a network, budget and sample (--seed draws the images and what the method draws);
            what exists is kept, unless it was made with other settings than today's defaults
@@ -32,6 +32,7 @@ HERE = Path(__file__).parent
 VICTIMS = HERE / "victims"
 RECORDS = HERE / "records" / "trigger-free"
 PAGE = HERE.parent / "docs" / "methods" / "soft-prune.md"
+README = HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/trigger_free.py -->", "<!-- end of what it made -->"
 BUDGETS = (2, 10, 100)
 #: Networks on which the method was chosen. The others saw only what was frozen, form after form.
@@ -39,6 +40,11 @@ DEVELOPMENT = (
     "cifar10-badnets-1", "cifar10-blended-1", "cifar10-lf-1", "cifar10-ftrojan-0",
     "cifar10-trojannn-0", "cifar10-none-0", "cifar10-sig-1", "cifar10-wanet-1",
 )  # fmt: skip
+
+#: By SPC, in points: how far ASR may be above the clean twin's, RA below it, ACC below what it was;
+#: recall of the target may be 3 below the twin's.
+GOALS = {2: (8.0, None, 4.0), 10: (4.0, 10.0, 2.0), 100: (1.0, 5.0, 1.0)}
+RECALL = 3.0
 
 Record = dict[str, Any]
 
@@ -117,14 +123,36 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
     }
 
 
-def tables() -> str:
-    """Return the tables of all records of today's settings: victims, then clean networks."""
+def records() -> list[Record]:
+    """Return the records that were made with today's settings."""
     every = (json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json")))
     settings = today()
-    found = [record for record in every if record["defense"] == settings]
-    lines = []
+    return [record for record in every if record["defense"] == settings]
+
+
+def summary() -> str:
+    """Return the README's table: reported victims on CIFAR-10, 10 images a class."""
+    lines = [
+        "| attack | ACC before → after | ASR before → after | clean twin's ASR | RA after |",
+        "|-|-|-|-|-|",
+    ]
+    for r in records():
+        if r["network"] in DEVELOPMENT or not r["network"].startswith("cifar10-"):
+            continue
+        if r["after"]["asr"] and (r["spc"], r["seed"]) == (10, 0):
+            pairs = [f"{rate([r], 'before', k)} → {rate([r], 'after', k)}" for k in ("acc", "asr")]
+            rest = [rate([r], "floor", "asr"), rate([r], "after", "ra")]
+            lines.append(f"| {r['attack']} | {' | '.join([*pairs, *rest])} |")
+    return "\n".join(lines)
+
+
+def tables() -> str:
+    """Return the tables of all records of today's settings: victims, then clean networks."""
+    found, lines = records(), list[str]()
     for title, wanted in (("Victims it was not chosen on", False), ("Development", True)):
         some = [r for r in found if (r["network"] in DEVELOPMENT) is wanted and r["after"]["asr"]]
+        if not some:
+            continue
         lines += [
             f"**{title}**", "",
             "| victim | SPC | runs | before: ACC / ASR / RA | after: ACC / ASR / RA (worst ASR) | "
@@ -142,15 +170,41 @@ def tables() -> str:
                 ders = [r["comparison"]["der"]["value"] for r in own]
                 lines += ["", f"SPC {spc}: DER {min(ders):.3f} at worst, {mean(ders):.3f} in the "
                           f"mean, over {len(own)} runs."]  # fmt: skip
+        with_twin = [r for r in some if r["floor"]]
+        if with_twin:
+            lines += ["", "Points by which a goal is missed:", "", *against_goals(with_twin)]
         lines.append("")
-    lines += ["**Clean networks, repaired all the same**", "",
-              "| network | SPC | runs | ACC before | ACC after |", "|-|-|-|-|-|"]  # fmt: skip
     clean = [r for r in found if not r["after"]["asr"]]
+    if clean:
+        lines += ["**Clean networks, repaired all the same**", "",
+                  "| network | SPC | runs | ACC before | ACC after |", "|-|-|-|-|-|"]  # fmt: skip
     for name, spc in sorted(dict.fromkeys((r["network"], r["spc"]) for r in clean)):
         own = [r for r in clean if (r["network"], r["spc"]) == (name, spc)]
         lines.append(f"| {name} | {spc} | {len(own)} | {rate(own, 'before', 'acc')} | "
                      f"{rate(own, 'after', 'acc')} |")  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
+
+
+def against_goals(found: Sequence[Record]) -> list[str]:
+    """Return a table of what each run with a twin misses of the goals, in points."""
+    lines = ["| victim | SPC | seed | ACC | ASR | RA | recall of the target |", "|-|-|-|-|-|-|-|"]
+    for r in sorted(found, key=lambda r: (r["network"], r["spc"], r["seed"])):
+        before, after, floor = r["before"], r["after"], r["floor"]
+
+        def points(rates: Record, key: str) -> float:
+            return 100 * float(rates[key]["value"])
+
+        above, below, drop = GOALS[r["spc"]]
+        recall = "target_recall"
+        over = [
+            points(before, "acc") - points(after, "acc") - drop,
+            points(after, "asr") - points(floor, "asr") - above,
+            None if below is None else points(floor, "ra") - points(after, "ra") - below,
+            points(floor, recall) - points(after, recall) - RECALL,
+        ]
+        said = ["–" if o is None else "met" if o < 0.05 else f"{o:.1f}" for o in over]
+        lines.append(f"| {r['network']} | {r['spc']} | {r['seed']} | {' | '.join(said)} |")
+    return lines
 
 
 def rate(own: Sequence[Record], when: str, key: str) -> str:
@@ -174,9 +228,9 @@ def row(name: str, spc: int, own: Sequence[Record]) -> str:
     )
 
 
-def page_with(page: str) -> str:
-    """Return the page with today's tables between its markers."""
-    return between(page, BEGIN, END, tables())
+def page_with(page: str, table: str | None = None) -> str:
+    """Return a page with a table, or the method's own, between its markers."""
+    return between(page, BEGIN, END, tables() if table is None else table)
 
 
 def main() -> int:
@@ -191,7 +245,8 @@ def main() -> int:
     from excise.files import write_json, write_text
 
     if asked.write:
-        write_text(PAGE, page_with(PAGE.read_text(encoding="utf-8")))
+        for page, table in ((PAGE, tables()), (README, summary())):
+            write_text(page, page_with(page.read_text(encoding="utf-8"), table))
         return 0
     import torch
 

@@ -130,3 +130,14 @@ def test_every_link_leads_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_says_of_repairs_without_a_trigger_what_the_records_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("trigger_free")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == script.page_with(text, script.summary()), (
+        "run: python benchmarks/trigger_free.py --write"
+    )
