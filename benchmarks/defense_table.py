@@ -104,11 +104,16 @@ def _rates(some: Sequence[Record]) -> str:
 
 
 def setting(spec: Mapping[str, Any]) -> str:
-    """Return the name of the preset a recorded defense has, or where it differs from published."""
+    """Return the name of the preset a recorded defense has, or where it differs from defaults."""
     name = spec["name"]
-    method = registry.find("defense", name).load()
-    fields = {f["name"]: f["default"] for f in registry.find("defense", name).fields()}
-    presets: Mapping[str, Mapping[str, Any]] = {"published": {}, **getattr(method, "PRESETS", {})}
+    row = registry.find("defense", name)
+    method = row.load()
+    fields = {f["name"]: f["default"] for f in row.fields()}
+    # What no paper describes has no published settings.
+    own = {} if row.paper else {"default": {}}
+    presets: Mapping[str, Mapping[str, Any]] = {
+        **own, "published": {}, **getattr(method, "PRESETS", {}),
+    }  # fmt: skip
     for preset, values in presets.items():
         agree = [
             _same(spec.get(key), values[key]) if key in values else _default(spec.get(key), default)
