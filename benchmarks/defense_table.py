@@ -110,10 +110,8 @@ def setting(spec: Mapping[str, Any]) -> str:
     method = row.load()
     fields = {f["name"]: f["default"] for f in row.fields()}
     # What no paper describes has no published settings.
-    own = {} if row.paper else {"default": {}}
-    presets: Mapping[str, Mapping[str, Any]] = {
-        **own, "published": {}, **getattr(method, "PRESETS", {}),
-    }  # fmt: skip
+    usual = "published" if row.paper else "default"
+    presets: Mapping[str, Mapping[str, Any]] = {usual: {}, **getattr(method, "PRESETS", {})}
     for preset, values in presets.items():
         agree = [
             _same(spec.get(key), values[key]) if key in values else _default(spec.get(key), default)

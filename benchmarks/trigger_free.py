@@ -6,7 +6,7 @@ Command    EXCISE_DATA=… python benchmarks/trigger_free.py --only 'cifar10-*' 
 Hardware   one core
 Runs       one a network, budget and sample (--seed draws the images and what the method draws);
            what exists is kept, unless it was made with other settings than today's defaults
-Time       about two minutes a network of 10 classes at SPC 10
+Time       four to six minutes a network of 10 classes at SPC 10, two or three at SPC 2
 
 Images     drawn from the training images the network never saw; neither trigger nor target is told
 Measured   on --test-images test images, beside the network's clean twin where the zoo has it
@@ -23,10 +23,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbor needs no package.
 from pages import between
+
+if TYPE_CHECKING:
+    from excise.defenses import SoftPrune
 
 HERE = Path(__file__).parent
 VICTIMS = HERE / "victims"
@@ -64,13 +67,19 @@ def twin_of(card: Record) -> Path | None:
     return None
 
 
-def today() -> Record:
-    """Return the settings of the method as it is now."""
+def method() -> SoftPrune:
+    """Return what every network is repaired with: the defaults of today."""
     from excise.defenses import SoftPrune
     from excise.inversion import Combined
+
+    return SoftPrune(inverter=Combined())
+
+
+def settings() -> Record:
+    """Return the method's settings as a record holds them."""
     from excise.registry import spec_of
 
-    spec: Record = json.loads(json.dumps(spec_of("defense", SoftPrune(inverter=Combined()))))
+    spec: Record = json.loads(json.dumps(spec_of("defense", method())))
     return spec
 
 
@@ -80,12 +89,9 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
 
     from excise.attacks import load_victim
     from excise.data import defender_data, load_data
-    from excise.defenses import SoftPrune
     from excise.experiments.plant import pool_of
     from excise.experiments.repair import Question, run_repair
-    from excise.inversion import Combined
     from excise.models import load_model
-    from excise.registry import spec_of
     from excise.seeding import Rng
     from excise.types import AllToOne
 
@@ -98,10 +104,9 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
     test, backdoor = data[source].test, victim.backdoor
     step = max(1, len(test) // count)
     twin = twin_of(card) if backdoor is not None else None
-    method = SoftPrune(inverter=Combined())
     question = Question(
         model=victim.model,
-        method=method,
+        method=method(),
         data=defender_data(pool, spc=spc, rng=Rng(seed).child("sample")),
         seed=seed,
         test=test.subset(torch.arange(0, len(test), step)[:count]),
@@ -117,7 +122,7 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
         "target": test.classes[rule.target] if isinstance(rule, AllToOne) else None,
         "spc": spc,
         "seed": seed,
-        "defense": spec_of("defense", method),
+        "defense": settings(),
         "twin": twin.name if twin is not None else None,
         **{key: found[key] for key in kept},
     }
@@ -126,8 +131,8 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
 def records() -> list[Record]:
     """Return the records that were made with today's settings."""
     every = (json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json")))
-    settings = today()
-    return [record for record in every if record["defense"] == settings]
+    wanted = settings()
+    return [record for record in every if record["defense"] == wanted]
 
 
 def summary() -> str:
@@ -186,15 +191,15 @@ def tables() -> str:
     return "\n".join(lines).rstrip()
 
 
+def points(rates: Record, key: str) -> float:
+    return 100 * float(rates[key]["value"])
+
+
 def against_goals(found: Sequence[Record]) -> list[str]:
     """Return a table of what each run with a twin misses of the goals, in points."""
     lines = ["| victim | SPC | seed | ACC | ASR | RA | recall of the target |", "|-|-|-|-|-|-|-|"]
     for r in sorted(found, key=lambda r: (r["network"], r["spc"], r["seed"])):
         before, after, floor = r["before"], r["after"], r["floor"]
-
-        def points(rates: Record, key: str) -> float:
-            return 100 * float(rates[key]["value"])
-
         above, below, drop = GOALS[r["spc"]]
         recall = "target_recall"
         over = [
@@ -209,15 +214,15 @@ def against_goals(found: Sequence[Record]) -> list[str]:
 
 
 def rate(own: Sequence[Record], when: str, key: str) -> str:
-    values = [r[when][key]["value"] for r in own if r[when] and r[when].get(key)]
-    return f"{100 * mean(values):.1f}" if values else "–"
+    values = [points(r[when], key) for r in own if r[when] and r[when].get(key)]
+    return f"{mean(values):.1f}" if values else "–"
 
 
 def row(name: str, spc: int, own: Sequence[Record]) -> str:
     def three(when: str, *keys: str) -> str:
         return " / ".join(rate(own, when, key) for key in keys)
 
-    worst = max(100 * r["after"]["asr"]["value"] for r in own)
+    worst = max(points(r["after"], "asr") for r in own)
     right = sum(f"toward {r['target']!r}." in r["notes"][0] for r in own)
     named = f"{right} of {len(own)}" if own[0]["target"] is not None else "–"
     ders = mean(r["comparison"]["der"]["value"] for r in own)
@@ -252,10 +257,10 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(asked.threads)
-    data: dict[str, Any] = {}
+    data, wanted = dict[str, Any](), settings()
     for bundle in networks(asked.only):
         path = RECORDS / f"spc-{asked.spc}" / f"{bundle.name}-s{asked.seed}.json"
-        if path.exists() and json.loads(path.read_text())["defense"] == today():
+        if path.exists() and json.loads(path.read_text())["defense"] == wanted:
             continue
         start = time.perf_counter()
         record = repair(bundle, asked.spc, asked.seed, asked.test_images, data)

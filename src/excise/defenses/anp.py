@@ -95,12 +95,13 @@ class ANP:
         held, start = data.held_out("ANP"), time.perf_counter()
         names = gammas(model, "ANP")
         masks, rows = self._learn(working_copy(model), names, data.train, rng, on_round)
-        masked, worked = time.perf_counter(), working_copy(model)
+        masked = time.perf_counter()
         edits, pruned = prune_below(
             working_copy(model), masks, thresholds(self.threshold_step, self.last_threshold), held,
             allowed=self.max_relative_accuracy_drop, relative=True, first_failure_ends=False,
             batch_size=self.batch_size, on_round=on_round,
         )  # fmt: skip
+        worked = working_copy(model)
         apply_edits(worked, edits, ())
         notes = [] if edits else ["No channel was pruned: every threshold cost too much."]
         if isinstance(rows[-1]["loss"], str):
