@@ -370,6 +370,7 @@ class Repair:
             ``"the true trigger"``; it stands in the record.
         notes: what a reader should know of how it went ("stopped at the epoch cap").
         seconds: wall-clock time of each stage.
+        triggers: what it worked against, recovered or told.
     """
 
     model: nn.Module
@@ -378,6 +379,7 @@ class Repair:
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    triggers: tuple[RecoveredTrigger, ...] = ()
 
 
 @runtime_checkable

@@ -164,7 +164,7 @@ def test_a_diverging_search_keeps_the_last_good_masks(
 
 def test_bad_input(data: DefenderData) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    with pytest.raises(ModelError, match="a network with convolutions, whose weights AWM masks"):
+    with pytest.raises(ModelError, match="a network with convolutions, on which AWM works"):
         AWM().repair(flat, data, Rng(0))
     weighty = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), nn.Flatten(), nn.Linear(8, 3)

@@ -9,12 +9,12 @@ from torch import nn
 
 from excise.defenses import ANP, BNP, CLP, NFT, RNP
 from excise.models import batch_norms, build_model, trace
+from excise.models.statistics import input_moments
 from excise.scores import channel_lipschitz, outliers, statistics_divergence
 from excise.seeding import Rng
 from excise.training import Masked, channel_masks
 from excise.training.masks import edits_below
 from excise.training.scales import perturbed
-from excise.training.statistics import input_moments
 from excise.training.thresholds import prune_below, thresholds
 from excise.types import DefenderData, LabelledImages
 

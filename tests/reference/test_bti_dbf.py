@@ -14,7 +14,8 @@ from excise import registry
 from excise.defenses.bti_dbf import BTIDBFU
 from excise.errors import ModelError, SpecError
 from excise.inversion.bti_dbf import BTIDBF
-from excise.inversion.decoupling import Decoupling, Drawn, Search, mask_of, through
+from excise.inversion.decoupling import Decoupling, Drawn, Search, through
+from excise.inversion.masked import squash
 from excise.inversion.unet import UNet
 from excise.seeding import Rng
 from excise.types import DefenderData, LabelledImages, ignore_round
@@ -66,8 +67,8 @@ def search(net: nn.Module, **fields: object) -> Search:
 
 def test_hand_worked_masks() -> None:
     """tanh(½ ln 3) = ½, so M = ¾; the mask stays inside (0, 1)."""
-    assert mask_of(torch.tensor([0.0, 0.5 * math.log(3)])).tolist() == pytest.approx([0.5, 0.75])
-    ends = mask_of(torch.tensor([-40.0, 40.0], dtype=torch.float64))
+    assert squash(torch.tensor([0.0, 0.5 * math.log(3)])).tolist() == pytest.approx([0.5, 0.75])
+    ends = squash(torch.tensor([-40.0, 40.0], dtype=torch.float64))
     assert 0 < ends[0] < ends[1] < 1
 
 
@@ -139,7 +140,7 @@ def test_decoupling(net: nn.Module) -> None:
     mask, finite = work.decouple(1)
     assert finite
     assert work.history[0]["loss"] == pytest.approx(float(total.detach()))
-    assert torch.allclose(mask, mask_of(raw.detach() - 0.01 * gradient.sign()), atol=1e-6)
+    assert torch.allclose(mask, squash(raw.detach() - 0.01 * gradient.sign()), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_decoupling(net: nn.Module) -> None:
 def test_inversion(net: nn.Module, bounds: dict[str, float], target: int | None) -> None:
     work = search(net, **bounds)
     generator = copy.deepcopy(work.generator)
-    mask = mask_of(torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1)).double())
+    mask = squash(torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1)).double())
     x = work.data.images
     with torch.no_grad():
         drawn = generator(x)

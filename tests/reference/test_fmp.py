@@ -164,5 +164,5 @@ def test_the_mask_holds_and_can_be_let_go(
 
 
 def test_bad_input(data: DefenderData) -> None:
-    with pytest.raises(ModelError, match="a network with convolutions, whose filters FMP cuts"):
+    with pytest.raises(ModelError, match="a network with convolutions, on which FMP works"):
         FMP().repair(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), data, Rng(0))

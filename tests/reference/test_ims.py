@@ -241,7 +241,7 @@ def test_a_diverging_stage_keeps_the_last_good_masks_and_ends_it(
 
 
 def test_bad_input(data: DefenderData) -> None:
-    with pytest.raises(ModelError, match="a network with convolutions, whose channels IMS masks"):
+    with pytest.raises(ModelError, match="a network with convolutions, on which IMS works"):
         IMS().repair(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data, Rng(0))
     weighty = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), nn.Flatten(), nn.Linear(8, 3)

@@ -8,34 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.reference.tuning import one_convolution
 from torch import nn
 
 from excise.defenses import MCR
 from excise.errors import DataError
+from excise.models.statistics import re_estimate
 from excise.seeding import Rng
 from excise.training.curve import bezier, connect, load_weights, piecewise, weights_of
-from excise.training.statistics import re_estimate
 from excise.types import DefenderData, LabelledImages
 
 pytestmark = pytest.mark.fast
 
 
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear(F.relu(self.bn(self.conv(x))).mean((2, 3)))
-        return logits
-
-
 @pytest.fixture
 def network() -> nn.Module:
-    with Rng(0).scope("network"):
-        return Tiny().eval()
+    return one_convolution()
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from excise.detection import NeuralCleanseScan
 from excise.errors import SpecError
 from excise.inversion import NeuralCleanse
 from excise.inversion.anomaly import anomaly_indices
-from excise.inversion.mask_search import MaskSearch, squash
-from excise.inversion.masked import Found, MaskedTrigger, flip_rate
+from excise.inversion.mask_search import MaskSearch
+from excise.inversion.masked import Found, MaskedTrigger, flip_rate, squash
 from excise.inversion.penalty import Penalty
 from excise.seeding import Rng
 from excise.testing import differences

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.reference.tuning import one_convolution
 from torch import nn
 
 from excise.defenses import TSBD
@@ -95,22 +96,9 @@ def test_worked_step() -> None:
     assert model.unused.grad is None
 
 
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear(F.relu(self.bn(self.conv(x))).mean((2, 3)))
-        return logits
-
-
 @pytest.fixture
 def network() -> nn.Module:
-    with Rng(0).scope("network"):
-        return Tiny().eval()
+    return one_convolution()
 
 
 @pytest.fixture(scope="module")
@@ -178,5 +166,5 @@ def test_unlearning_stops_at_its_accuracy(network, data) -> None:
 
 
 def test_a_network_without_convolutions_is_refused(data) -> None:
-    with pytest.raises(ModelError, match="a network with convolutions, whose filters TSBD ranks"):
+    with pytest.raises(ModelError, match="a network with convolutions, on which TSBD works"):
         TSBD().repair(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), data, Rng(0))

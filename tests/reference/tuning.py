@@ -1,4 +1,4 @@
-"""A tiny network and images on which the fine-tuning defenses are restated slowly and plainly."""
+"""Tiny networks and images on which the fine-tuning defenses are restated slowly and plainly."""
 
 import math
 
@@ -28,6 +28,24 @@ class Tiny(nn.Module):
 def tiny(classes=3, seed=0):
     with Rng(seed).scope("tiny"):
         return Tiny(classes).double().eval()
+
+
+class OneConvolution(nn.Module):
+    """A convolution, its batch norm and a linear head; in single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.linear(F.relu(self.bn(self.conv(images))).mean((2, 3)))
+
+
+def one_convolution():
+    with Rng(0).scope("network"):
+        return OneConvolution().eval()
 
 
 def pictures(n=6, classes=3, seed=0):

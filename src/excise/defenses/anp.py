@@ -21,7 +21,6 @@ Measured: docs/defenses.md.
 from __future__ import annotations
 
 import math
-import time
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from excise.models import apply_edits, dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import Masked, channel_masks
+from excise.training import Masked, Stopwatch, channel_masks, descend, recorded
 from excise.training.augment import crop_and_flip
 from excise.training.masks import clamp_masks, gammas
 from excise.training.scales import perturbed
@@ -92,10 +91,10 @@ class ANP:
             DataError: no validation images.
             ModelError: the network has no batch norm.
         """
-        held, start = data.held_out("ANP"), time.perf_counter()
+        held, clock = data.held_out("ANP"), Stopwatch()
         names = gammas(model, "ANP")
         masks, rows = self._learn(working_copy(model), names, data.train, rng, on_round)
-        masked = time.perf_counter()
+        clock.lap("mask")
         edits, pruned = prune_below(
             working_copy(model), masks, thresholds(self.threshold_step, self.last_threshold), held,
             allowed=self.max_relative_accuracy_drop, relative=True, first_failure_ends=False,
@@ -107,9 +106,11 @@ class ANP:
         if isinstance(rows[-1]["loss"], str):
             last = rows[-1]["iteration"]
             notes.append(f"The masks diverged in iteration {last}; those before it were kept.")
-        seconds = {"mask": masked - start, "prune": time.perf_counter() - masked}
-        history = (*rows, *pruned)
-        return Repair(finished(worked, model), edits, history, notes=tuple(notes), seconds=seconds)
+        clock.lap("prune")
+        return Repair(
+            finished(worked, model), edits, (*rows, *pruned), notes=tuple(notes),
+            seconds=clock.seconds,
+        )  # fmt: skip
 
     def _learn(
         self, model: nn.Module, names: list[str], data: LabelledImages, rng: Rng, on_round: OnRound
@@ -137,14 +138,10 @@ class ANP:
                 value = float(loss.detach())
                 finite = math.isfinite(value)
                 if finite:
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+                    descend(optimizer, loss)
                     clamp_masks(masks)
                 if iteration % _ROW == 0 or iteration == self.iterations or not finite:
-                    # A record is JSON, which has no word for infinity.
-                    shown = value if finite else str(value)
-                    rows.append({"stage": "mask", "iteration": iteration, "loss": shown})
+                    rows.append({"stage": "mask", "iteration": iteration, "loss": recorded(value)})
                     on_round(rows[-1])
                 if not finite:
                     break

@@ -31,11 +31,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.errors import ModelError
-from excise.models import dtype_of, finished, own_tensors, trace, working_copy
+from excise.models import convolutions, dtype_of, finished, own_tensors, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import Masked, fold, train_epochs
+from excise.training import Masked, descend, fold, train_epochs
+from excise.training.masks import clamp_masks
 from excise.training.universal import universal_perturbation
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
@@ -79,13 +79,7 @@ class AWM:
         """
         start = time.perf_counter()
         everything = data.everything()
-        units = trace(model, everything.floats()[:1])
-        if not units:
-            raise ModelError(
-                "a network with convolutions, whose weights AWM masks",
-                got=f"{type(model).__name__} without any",
-                remedy="Choose a defense that masks no convolutions, such as ft-sam.",
-            )
+        units = convolutions(model, everything, "AWM", include_gates=True)
         worked = working_copy(model).requires_grad_(False)
         # The convolution's weight is the first of what belongs to a unit.
         weights = {f"{unit.layer}.weight": own_tensors(worked, unit)[0] for unit in units}
@@ -109,13 +103,8 @@ class AWM:
             natural, robust = F.cross_entropy(clean, labels), F.cross_entropy(moved, labels)
             norm = torch.stack([mask.abs().sum() for mask in masks]).sum()
             loss = self.clean_weight * natural + (1 - self.clean_weight) * robust
-            loss = loss + self.sparsity * norm
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                for mask in masks:
-                    mask.clamp_(0, 1)
+            loss = descend(optimizer, loss + self.sparsity * norm)
+            clamp_masks(masked.masks)
             return loss
 
         # What trains is the masks; the network stays in eval mode.
@@ -124,7 +113,7 @@ class AWM:
             batch_size=self.batch_size, stage="mask", augment=False, training=False,
             on_round=on_round,
         )  # fmt: skip
-        fold(worked, {name: mask.detach() for name, mask in masked.masks.items()})
+        fold(worked, masked.masks)
         seconds = {"mask": time.perf_counter() - start}
         return Repair(
             finished(worked, model), (), epochs.history, notes=epochs.notes, seconds=seconds

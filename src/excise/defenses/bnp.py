@@ -29,7 +29,6 @@ from excise.models import apply_edits, batch_norms, dtype_of, finished, working_
 from excise.registry import STRICT
 from excise.scores import divergent_channels
 from excise.seeding import Rng
-from excise.training.statistics import input_moments
 from excise.types import DefenderData, OnRound, Repair, Row, ignore_round
 
 __all__ = ["BNP"]
@@ -55,13 +54,11 @@ class BNP:
         start = time.perf_counter()
         batch_norms(model, "BNP")
         worked = working_copy(model)
-        norms = batch_norms(worked, "BNP")
         images = data.everything().floats().to(dtype_of(worked))
-        moments = input_moments(worked, norms, images, self.batch_size)
-        edits = divergent_channels(norms, moments, self.u)
-        apply_edits(worked, tuple(edits), ())
+        edits = divergent_channels(worked, images, self.u, batch_size=self.batch_size)
+        apply_edits(worked, edits, ())
         row: Row = {"stage": "prune", "round": 1, "pruned": len(edits)}
         on_round(row)
         notes = () if edits else ("No channel stands out.",)
         seconds = {"prune": time.perf_counter() - start}
-        return Repair(finished(worked, model), tuple(edits), (row,), notes=notes, seconds=seconds)
+        return Repair(finished(worked, model), edits, (row,), notes=notes, seconds=seconds)

@@ -27,11 +27,19 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.inversion.decoupling import Decoupling, Search
+from excise.inversion.decoupling import Decoupling, Drawn, Search
 from excise.models import device_of, finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
+from excise.types import (
+    DefenderData,
+    Images,
+    Labels,
+    OnRound,
+    RecoveredTrigger,
+    Repair,
+    ignore_round,
+)
 
 __all__ = ["BTIDBFU"]
 
@@ -81,9 +89,11 @@ class BTIDBFU(Decoupling):
             fine = self._unlearn(search, optimizer, number)
             seconds["unlearn"] += time.perf_counter() - start
             start = time.perf_counter()
+        drawn = Drawn(search.generator.eval().requires_grad_(False))
+        found = () if target is None else (RecoveredTrigger(drawn, target),)
         return Repair(
             finished(worked, model), (), tuple(search.history), notes=tuple(search.notes),
-            seconds=seconds,
+            seconds=seconds, triggers=found,
         )  # fmt: skip
 
     def _unlearn(self, search: Search, optimizer: torch.optim.Optimizer, number: int) -> bool:

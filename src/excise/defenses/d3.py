@@ -22,7 +22,6 @@ Measured: docs/defenses.md.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,7 +36,7 @@ from excise.models import dtype_of, finished, working_copy
 from excise.models.last_layer import last_layer
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import cosine, set_rate, train_epochs
+from excise.training.finetune import fine_tune
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["D3", "penalty", "projected", "warmed_up"]
@@ -82,26 +81,20 @@ class D3:
         initial = weight.detach().clone()
         with torch.no_grad():
             weight.copy_(warmed_up(initial, self.start, rng.torch("start", initial.device)))
-        optimizer = torch.optim.SGD(
-            worked.parameters(), lr=self.learning_rate, momentum=self.momentum
-        )
 
-        def step(images: Images, labels: Labels, progress: float) -> Tensor:
-            logits = worked(images.to(dtype_of(worked)))
-            losses = F.cross_entropy(logits, labels, reduction="none")
+        def loss(x: Images, labels: Labels) -> Tensor:
+            losses = F.cross_entropy(worked(x), labels, reduction="none")
             distance = (weight - initial).norm()
-            loss = penalty(losses, distance, weight=self.clean_weight, threshold=self.threshold)
-            optimizer.zero_grad()
-            loss.backward()
-            set_rate(optimizer, cosine(self.learning_rate, math.floor(progress), self.epochs))
-            optimizer.step()
-            with torch.no_grad():
-                weight.copy_(projected(weight, initial))
-            return loss
+            return penalty(losses, distance, weight=self.clean_weight, threshold=self.threshold)
 
-        epochs = train_epochs(
-            worked, images, step, rng, epochs=self.epochs, batch_size=self.batch_size,
-            stage="detoxify", training=self.train_mode, on_round=on_round,
+        @torch.no_grad()
+        def project() -> None:
+            weight.copy_(projected(weight, initial))
+
+        epochs = fine_tune(
+            worked, images, rng, loss=loss, hold=project, epochs=self.epochs,
+            batch_size=self.batch_size, learning_rate=self.learning_rate, momentum=self.momentum,
+            weight_decay=0.0, training=self.train_mode, stage="detoxify", on_round=on_round,
         )  # fmt: skip
         seconds = {"detoxify": time.perf_counter() - start}
         return Repair(

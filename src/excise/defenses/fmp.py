@@ -27,7 +27,6 @@ Measured: docs/defenses.md.
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -35,11 +34,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from excise.errors import ModelError
-from excise.models import Mask, apply_edits, dtype_of, finished, prunable, trace, working_copy
+from excise.models import Mask, apply_edits, convolutions, dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.scores.feature_reverse import Filters, feature_reverse_accuracy, lowest
 from excise.seeding import Rng
+from excise.training import Stopwatch
 from excise.training.finetune import fine_tune
 from excise.types import DefenderData, Edit, OnRound, Repair, Row, ignore_round
 
@@ -84,14 +83,8 @@ class FMP:
             ModelError: the network has no convolution.
         """
         everything = data.everything()
-        units = trace(model, everything.floats()[:1])
-        if not (tried := prunable(units)):
-            raise ModelError(
-                "a network with convolutions, whose filters FMP cuts",
-                got=f"{type(model).__name__} without any",
-                remedy="Choose a defense that does not prune filters.",
-            )
-        start = time.perf_counter()
+        units = convolutions(model, everything, "FMP")
+        clock = Stopwatch()
         worked = working_copy(model).requires_grad_(False)
         device = everything.device
         draws = rng.torch("draws", device)
@@ -102,7 +95,7 @@ class FMP:
         moved = (images + self.epsilon * signs).clamp(0, 1)
 
         filters: Filters = []
-        for unit in tried:
+        for unit in units:
             drawn = torch.randperm(unit.filters, generator=draws, device=device)
             chosen = sorted(drawn[: self.max_filters].tolist())
             # Where nothing will be cut, nothing is tried.
@@ -127,7 +120,7 @@ class FMP:
             on_round(rounds[-1])
         worked.requires_grad_(True)
         apply_edits(worked, tuple(edits), units)
-        pruned = time.perf_counter()
+        clock.lap("prune")
         epochs = fine_tune(
             worked, everything, rng.child("tune"), epochs=self.epochs, batch_size=self.batch_size,
             learning_rate=self.learning_rate, final_rate=min(self.final_rate, self.learning_rate),
@@ -137,6 +130,8 @@ class FMP:
         notes = epochs.notes
         if not edits:
             notes = (f"No convolution has {self.one_in} filters to try: none was cut.", *notes)
-        seconds = {"prune": pruned - start, "tune": time.perf_counter() - pruned}
-        history = (*rounds, *epochs.history)
-        return Repair(finished(worked, model), tuple(edits), history, notes=notes, seconds=seconds)
+        clock.lap("tune")
+        return Repair(
+            finished(worked, model), tuple(edits), (*rounds, *epochs.history), notes=notes,
+            seconds=clock.seconds,
+        )  # fmt: skip

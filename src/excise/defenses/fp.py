@@ -24,7 +24,6 @@ Measured: docs/defenses.md.
 from __future__ import annotations
 
 import math
-import time
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -38,6 +37,7 @@ from excise.models import Mask, apply_edits, dtype_of, finished, working_copy
 from excise.models.last_layer import inputs_of, last_layer
 from excise.registry import STRICT
 from excise.seeding import Rng
+from excise.training import Stopwatch
 from excise.training.finetune import fine_tune
 from excise.types import DefenderData, Edit, Images, OnRound, Repair, Row, ignore_round
 
@@ -77,7 +77,7 @@ class FP:
             ModelError: the network does not end in a linear layer.
         """
         held = data.held_out("Fine-Pruning")
-        start = time.perf_counter()
+        clock = Stopwatch()
         worked = working_copy(model)
         dtype = dtype_of(worked)
         images, checked = data.train.floats().to(dtype), held.floats().to(dtype)
@@ -93,16 +93,18 @@ class FP:
             for position, index in enumerate(order[:cut].tolist())
         )
         apply_edits(worked, edits, ())
-        pruned = time.perf_counter()
+        clock.lap("prune")
         epochs = fine_tune(
             worked, data.train, rng.child("tune"), epochs=self.epochs, batch_size=self.batch_size,
             learning_rate=self.learning_rate, momentum=self.momentum,
             weight_decay=self.weight_decay,
             hold=Mask(worked, edits, ()) if self.hold_mask else None, on_round=on_round,
         )  # fmt: skip
-        seconds = {"prune": pruned - start, "tune": time.perf_counter() - pruned}
-        history = (*rounds, *epochs.history)
-        return Repair(finished(worked, model), edits, history, notes=epochs.notes, seconds=seconds)
+        clock.lap("tune")
+        return Repair(
+            finished(worked, model), edits, (*rounds, *epochs.history), notes=epochs.notes,
+            seconds=clock.seconds,
+        )  # fmt: skip
 
     @torch.no_grad()
     def _features(self, model: nn.Module, layer: nn.Linear, images: Images) -> Float[Tensor, "n d"]:

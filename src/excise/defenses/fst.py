@@ -35,7 +35,7 @@ from excise.models import device_of, dtype_of, finished, working_copy
 from excise.models.last_layer import last_layer
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import cosine, set_rate, train_epochs
+from excise.training.finetune import fine_tune
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["FST"]
@@ -72,24 +72,18 @@ class FST:
         given = head.weight.detach().clone()
         norm = given.norm()
         renew(head, rng.torch("head", device_of(worked)))
-        optimizer = torch.optim.SGD(
-            worked.parameters(), lr=self.learning_rate, momentum=self.momentum
-        )
 
-        def step(images: Images, labels: Labels, progress: float) -> Tensor:
-            set_rate(optimizer, cosine(self.learning_rate, math.floor(progress), self.epochs))
-            error = F.cross_entropy(worked(images.to(dtype_of(worked))), labels)
-            loss = error + self.shift * (head.weight * given).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                head.weight.mul_(norm / head.weight.norm())
-            return loss
+        def loss(x: Images, labels: Labels) -> Tensor:
+            return F.cross_entropy(worked(x), labels) + self.shift * (head.weight * given).sum()
 
-        epochs = train_epochs(
-            worked, every, step, rng, epochs=self.epochs, batch_size=self.batch_size,
-            stage="shift", on_round=on_round,
+        @torch.no_grad()
+        def constrain() -> None:
+            head.weight.mul_(norm / head.weight.norm())
+
+        epochs = fine_tune(
+            worked, every, rng, loss=loss, hold=constrain, epochs=self.epochs,
+            batch_size=self.batch_size, learning_rate=self.learning_rate, momentum=self.momentum,
+            weight_decay=0.0, stage="shift", on_round=on_round,
         )  # fmt: skip
         seconds = {"shift": time.perf_counter() - start}
         return Repair(

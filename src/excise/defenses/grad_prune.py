@@ -12,8 +12,7 @@ Departures from the published script, and why (docs/methods/grad-prune.md shows 
 1. A pruned filter loses weight, bias, and γ and β of the batch norm it alone feeds (found by
    tracing). The script zeroes a row of whatever parameter comes next, which on PreActResNet-18
    gates whole residual streams or erases a row of the classifier, and it leaves β.
-2. Pruning runs in eval mode: the script's first batch of a round moves the batch-norm statistics
-   toward triggered images.
+2. Pruning runs in eval mode; in the script batch-norm statistics absorb triggered images.
 3. A pruned filter is no candidate any more and stays zero in fine-tuning (``hold_mask``).
 4. Losses are means over images, weighted by batch size, not sums of batch means.
 5. The accuracy threshold compares whole numbers of correct images.
@@ -21,38 +20,25 @@ Departures from the published script, and why (docs/methods/grad-prune.md shows 
 7. Fine-tuning is capped at 200 epochs and says when the cap was hit; the script has no cap.
 8. No test image is seen; the script evaluates on the test set every round.
 
-Claim: CIFAR-10, PreActResNet-18 of width 16, SPC 100, trigger known: see the table in
-docs/methods/grad-prune.md, rebuilt by ``python benchmarks/grad_prune_cifar10.py``.
+Measured: docs/methods/grad-prune.md, rebuilt by ``python benchmarks/grad_prune_cifar10.py``.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 
-from excise.errors import ModelError
-from excise.models import Mask, Unit, apply_edits, prunable, silence, trace
+from excise.models import Mask, Unit, apply_edits, convolutions, finished, silence, working_copy
 from excise.registry import STRICT
 from excise.scores import mean_absolute_gradient
 from excise.seeding import Rng
-from excise.training import Paired, tune_on_pairs
-from excise.types import (
-    DefenderData,
-    Edit,
-    Edits,
-    Inverter,
-    OnRound,
-    Repair,
-    Row,
-    ignore_round,
-)
+from excise.training import Paired, Stopwatch, recorded, tune_on_pairs
+from excise.types import DefenderData, Edit, Edits, Inverter, OnRound, Repair, Row, ignore_round
 
 __all__ = ["GradPrune"]
 
@@ -94,69 +80,37 @@ class GradPrune:
             ModelError: the network has no convolution.
         """
         held = data.held_out("Grad-Prune")
-        units = prunable(trace(model, data.train.floats()[:2]), include_gates=self.include_gates)
-        if not units:
-            raise ModelError(
-                "a network with convolutions, whose filters Grad-Prune cuts",
-                got=f"{type(model).__name__} without any",
-                remedy="Choose a defense that does not prune filters.",
-            )
-        start = time.perf_counter()
-        triggers = self.inverter.fit(model, data, rng.child("invert"), on_round=on_round)
+        units = convolutions(model, data.train, "Grad-Prune", include_gates=self.include_gates)
+        clock = Stopwatch()
+        triggers = tuple(self.inverter.fit(model, data, rng.child("invert"), on_round=on_round))
         assumed = ("the true trigger",) if any(t.evidence.told for t in triggers) else ()
-        inverted = time.perf_counter()
+        clock.lap("invert")
+        worked = working_copy(model)
         if not triggers:
-            return Repair(
-                copy.deepcopy(model).eval(), (), (), notes=("No trigger was recovered.",),
-                seconds={"invert": inverted - start},
-            )  # fmt: skip
-
+            none = ("No trigger was recovered.",)
+            return Repair(finished(worked, model), (), (), notes=none, seconds=clock.seconds)
         train, validation = Paired.of(data.train, triggers), Paired.of(held, triggers)
         edits, rounds, notes = self._prune(model, units, train, validation, on_round)
-        pruned = time.perf_counter()
-        repaired = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-        apply_edits(repaired, edits, units)
+        clock.lap("prune")
+        apply_edits(worked, edits, units)
         tuned = tune_on_pairs(
-            repaired,
-            train,
-            validation,
-            rng.child("tune"),
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            patience=self.tune_patience,
-            max_epochs=self.max_tune_epochs,
-            hold=Mask(repaired, edits, units) if self.hold_mask else None,
-            on_round=on_round,
-        )
-        if tuned.capped:
-            notes.append(f"Fine-tuning stopped at the cap of {self.max_tune_epochs} epochs.")
-        if tuned.diverged:
-            notes.append("Fine-tuning diverged; the last good state was kept.")
-        seconds = {
-            "invert": inverted - start,
-            "prune": pruned - inverted,
-            "tune": time.perf_counter() - pruned,
-        }
-        history = (*rounds, *tuned.history)
-        repaired.to(memory_format=torch.contiguous_format)
-        return Repair(repaired, edits, history, assumed, tuple(notes), seconds)
+            worked, train, validation, rng.child("tune"), learning_rate=self.learning_rate,
+            momentum=self.momentum, weight_decay=self.weight_decay, batch_size=self.batch_size,
+            patience=self.tune_patience, max_epochs=self.max_tune_epochs,
+            hold=Mask(worked, edits, units) if self.hold_mask else None, on_round=on_round,
+        )  # fmt: skip
+        clock.lap("tune")
+        history, notes = (*rounds, *tuned.history), (*notes, *tuned.notes)
+        done = finished(worked, model)
+        return Repair(done, edits, history, assumed, notes, clock.seconds, triggers)
 
     def _prune(
-        self,
-        given: nn.Module,
-        units: tuple[Unit, ...],
-        train: Paired,
-        validation: Paired,
+        self, given: nn.Module, units: tuple[Unit, ...], train: Paired, validation: Paired,
         on_round: OnRound,
-    ) -> tuple[Edits, list[Row], list[str]]:
+    ) -> tuple[Edits, list[Row], tuple[str, ...]]:  # fmt: skip
         """Cut one filter a round; return the cuts that led to the lowest validation L_u."""
-        model = copy.deepcopy(given).eval().requires_grad_(False)
-        model.to(memory_format=torch.channels_last)
-        weights: list[Tensor] = [
-            model.get_parameter(f"{unit.layer}.weight").requires_grad_() for unit in units
-        ]
+        model = working_copy(given).requires_grad_(False)
+        weights = [model.get_parameter(f"{unit.layer}.weight").requires_grad_() for unit in units]
         filter_at = [(unit, index) for unit in units for index in range(unit.filters)]
         candidates = torch.ones(len(filter_at), dtype=torch.bool, device=weights[0].device)
 
@@ -165,7 +119,7 @@ class GradPrune:
         floor = correct - math.ceil(self.max_accuracy_drop * len(validation) - 1e-9)
         cuts: list[Edit] = []
         rounds: list[Row] = []
-        notes: list[str] = []
+        notes: tuple[str, ...] = ()
         kept = waited = 0
         while correct > floor and waited < self.patience:
             gradient = train.unlearning_gradient(model, weights, self.batch_size)
@@ -173,7 +127,7 @@ class GradPrune:
             chosen = int(scores.argmax())  # of equals the first: lowest layer, then filter
             score = float(scores[chosen])
             if not 0 < score < math.inf:
-                notes.append(f"Pruning stopped: the highest filter score is {score}.")
+                notes = (f"Pruning stopped: the highest filter score is {score}.",)
                 break
             unit, index = filter_at[chosen]
             silence(model, unit, [index])
@@ -188,9 +142,7 @@ class GradPrune:
             rounds.append({
                 "stage": "prune", "round": len(cuts), "layer": unit.layer, "index": index,
                 "score": score, "accuracy": correct / len(validation),
-                # A record is JSON, which has no word for infinity.
-                "unlearning_loss": loss if math.isfinite(loss) else str(loss),
-                "waited": waited,
+                "unlearning_loss": recorded(loss), "waited": waited,
             })  # fmt: skip
             on_round(rounds[-1])
         return tuple(cuts[:kept]), rounds, notes

@@ -35,11 +35,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.errors import ModelError
-from excise.models import dtype_of, finished, trace, working_copy
+from excise.models import convolutions, dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import fold, train_epochs
+from excise.training import descend, fold, train_epochs
 from excise.training.epochs import out_of_patience
 from excise.training.invertible import InvertibleMasks, agree, disagree, perturbed
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, Row, ignore_round
@@ -91,12 +90,7 @@ class IMS:
         """
         start = time.perf_counter()
         everything = data.everything()
-        if not (units := trace(model, everything.floats()[:1])):
-            raise ModelError(
-                "a network with convolutions, whose channels IMS masks",
-                got=f"{type(model).__name__} without any",
-                remedy="Choose a defense that masks no convolutions, such as ft-sam.",
-            )
+        units = convolutions(model, everything, "IMS", include_gates=True)
         f = working_copy(model).requires_grad_(False)
         masks = InvertibleMasks(f, units, self.steepness)
         rounds: list[Row] = []
@@ -115,7 +109,7 @@ class IMS:
             notes += epochs.notes
             if epochs.diverged:
                 break
-        fold(f, {name: value.detach() for name, value in masks.values().items()})
+        fold(f, masks.values())
         seconds = {"mask": time.perf_counter() - start}
         return Repair(finished(f, model), (), tuple(rounds), notes=notes, seconds=seconds)
 
@@ -140,10 +134,7 @@ class IMS:
                 inv, inv_moved = masks(both, inverse=True).chunk(2)
                 loss = agree(mask, clean) + agree(mask_moved, clean) + agree(inv_moved, shifted)
                 loss = loss + disagree(inv_moved, clean) + disagree(inv, clean)
-            loss = loss + weight * (1 - masks.selection).abs().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss = descend(optimizer, loss + weight * (1 - masks.selection).abs().mean())
             masks.clip()
             return loss
 

@@ -23,7 +23,6 @@ Measured: docs/defenses.md.
 from __future__ import annotations
 
 import math
-import time
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -31,12 +30,13 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from excise.models import dtype_of, finished, working_copy
+from excise.models.statistics import re_estimate
 from excise.registry import STRICT
 from excise.seeding import Rng
+from excise.training import Stopwatch
 from excise.training.curve import Weights, bezier, connect, load_weights, weights_of
 from excise.training.finetune import fine_tune
 from excise.training.pairs import count_correct
-from excise.training.statistics import re_estimate
 from excise.types import DefenderData, OnRound, Repair, Row, ignore_round
 
 __all__ = ["MCR"]
@@ -81,14 +81,14 @@ class MCR:
         """
         if self.t is None:
             data.held_out("MCR")
-        start = time.perf_counter()
+        clock = Stopwatch()
         end, worked = working_copy(model), working_copy(model)
         tuned = fine_tune(
             end, data.train, rng.child("end"), epochs=self.tune_epochs,
             learning_rate=self.tune_rate, batch_size=self.batch_size, on_round=on_round,
         )  # fmt: skip
         first, last = weights_of(worked), weights_of(end)
-        ended = time.perf_counter()
+        clock.lap("tune")
         # From here on the parameters of `worked` are θ.
         load_weights(worked, {name: (w + last[name]) / 2 for name, w in first.items()})
         trained = connect(
@@ -97,15 +97,12 @@ class MCR:
             batch_size=self.batch_size, on_round=on_round,
         )  # fmt: skip
         middle = weights_of(worked)
-        connected = time.perf_counter()
+        clock.lap("curve")
         rows, notes = self._choose(worked, working_copy(model), first, middle, last, data, on_round)
-        seconds = {
-            "tune": ended - start, "curve": connected - ended,
-            "choose": time.perf_counter() - connected,
-        }  # fmt: skip
+        clock.lap("choose")
         history = (*tuned.history, *trained.history, *rows)
         notes = (*tuned.notes, *trained.notes, *notes)
-        return Repair(finished(worked, model), (), history, notes=notes, seconds=seconds)
+        return Repair(finished(worked, model), (), history, notes=notes, seconds=clock.seconds)
 
     def _choose(
         self, worked: nn.Module, given: nn.Module, first: Weights, middle: Weights, last: Weights,

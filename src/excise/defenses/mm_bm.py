@@ -30,10 +30,10 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Annotated, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -43,23 +43,10 @@ from excise.errors import DataError, ModelError
 from excise.models import BatchNorm, Clamped, add, device_of, dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.types import (
-    DefenderData,
-    Edit,
-    History,
-    Images,
-    LabelledImages,
-    Labels,
-    OnRound,
-    Repair,
-    Row,
-    ignore_round,
-)
+from excise.training.bounds import lower_bounds
+from excise.types import DefenderData, Edit, LabelledImages, OnRound, Repair, ignore_round
 
 __all__ = ["MMBM"]
-
-#: Layers that the authors clamp; λ is meant for the sum of so many norms.
-_LAYERS = 3
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -97,67 +84,25 @@ class MMBM:
         layers = _layers(model)
         start = time.perf_counter()
         worked = working_copy(model)
-        images, labels, wanted = _right(worked, data.everything())
+        images, wanted = _right(worked, data.everything())
         # Their parameters are held; of the whole network the bounds alone move.
         clamps = [add(worked.requires_grad_(False), "clamp", layer) for layer in layers]
         bounds = [cast(Clamped, clamp).bound for clamp in clamps]
         for bound in bounds:
             bound.fill_(self.first_bound).requires_grad_()
-        history, notes = self._lower(worked, bounds, images, labels, wanted, rng, on_round)
+        lowered = lower_bounds(
+            worked, bounds, images, wanted, rng, epochs=self.epochs,
+            batch_size=max(1, min(self.batch_size, math.ceil(len(images) / self.least_steps))),
+            learning_rate=self.learning_rate, penalty=self.penalty, factor=self.factor,
+            adapt_every=self.adapt_every, least_accuracy=self.least_accuracy, on_round=on_round,
+        )  # fmt: skip
         for bound in bounds:
             bound.requires_grad_(False).grad = None
         edits = tuple(Edit("clamp", layer, None, 1) for layer in layers)
         seconds = {"bound": time.perf_counter() - start}
-        return Repair(finished(worked, model), edits, history, notes=notes, seconds=seconds)
-
-    def _lower(
-        self,
-        clamped: nn.Module,
-        bounds: list[Tensor],
-        images: Images,
-        labels: Labels,
-        wanted: Float[Tensor, "n k"],
-        rng: Rng,
-        on_round: OnRound,
-    ) -> tuple[History, tuple[str, ...]]:
-        """Lower the bounds in place; return one row an epoch, and notes."""
-        optimizer = torch.optim.Adam(bounds, lr=self.learning_rate)
-        size = max(1, min(self.batch_size, math.ceil(len(images) / self.least_steps)))
-        penalty, history = self.penalty, list[Row]()
-        for epoch in range(1, self.epochs + 1):
-            good = [bound.detach().clone() for bound in bounds]
-            order = torch.randperm(len(images), generator=rng.torch(f"epoch/{epoch}"))
-            error, correct = 0.0, 0
-            for index in order.to(images.device).split(size):
-                optimizer.zero_grad()
-                with torch.enable_grad():
-                    logits = clamped(images[index])
-                    mse = F.mse_loss(logits, wanted[index])
-                    norms = torch.stack([bound.norm() for bound in bounds])
-                    (mse + penalty * _LAYERS * norms.mean()).backward()
-                optimizer.step()
-                error += float(mse.detach()) * len(index) / len(images)
-                correct += int((logits.detach().argmax(1) == labels[index]).sum())
-            finite = math.isfinite(error) and all(bool(b.isfinite().all()) for b in bounds)
-            history.append({
-                "stage": "bound", "epoch": epoch, "penalty": penalty,
-                # A record is JSON, which has no word for infinity.
-                "mse": error if math.isfinite(error) else str(error),
-                "accuracy": correct / len(images),
-            })  # fmt: skip
-            if not finite:
-                with torch.no_grad():
-                    for bound, last in zip(bounds, good, strict=True):
-                        bound.copy_(last)
-            on_round(history[-1])
-            if not finite:
-                return tuple(history), (
-                    f"Stage bound diverged in epoch {epoch}; the last good state was kept.",
-                )
-            if epoch >= 2 * self.adapt_every and epoch % self.adapt_every == 0:
-                enough = correct >= self.least_accuracy * len(images) - 1e-9
-                penalty = penalty * self.factor if enough else penalty / self.factor
-        return tuple(history), ()
+        return Repair(
+            finished(worked, model), edits, lowered.history, notes=lowered.notes, seconds=seconds
+        )
 
 
 def _layers(model: nn.Module) -> list[str]:
@@ -173,8 +118,8 @@ def _layers(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def _right(model: nn.Module, data: LabelledImages) -> tuple[Images, Labels, Tensor]:
-    """Return the images that the network gets right, their labels, and its logits."""
+def _right(model: nn.Module, data: LabelledImages) -> tuple[LabelledImages, Float[Tensor, "n k"]]:
+    """Return the images that the network gets right, in its type, and its logits."""
     images = data.floats().to(device_of(model), dtype_of(model))
     labels = data.labels.to(images.device)
     logits = torch.cat([model(batch) for batch in images.split(256)])
@@ -186,4 +131,4 @@ def _right(model: nn.Module, data: LabelledImages) -> tuple[Images, Labels, Tens
             remedy="Check the class map: every label must name one output of the network.",
         )
     images = images[right].contiguous(memory_format=torch.channels_last)
-    return images, labels[right], logits[right]
+    return replace(data, images=images, labels=labels[right]), logits[right]

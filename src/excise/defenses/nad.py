@@ -23,7 +23,6 @@ Measured: docs/defenses.md.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -38,7 +37,7 @@ from excise.models import dtype_of, finished, working_copy
 from excise.models.taps import feature_maps, tapped
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import Epochs, set_rate, train_epochs
+from excise.training import Epochs, Stopwatch, descend, train_epochs
 from excise.types import DefenderData, Images, LabelledImages, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["NAD", "attention"]
@@ -82,7 +81,7 @@ class NAD:
         Raises:
             ModelError: the network has no feature maps of more than one pixel.
         """
-        start = time.perf_counter()
+        clock = Stopwatch()
         student, teacher, every = working_copy(model), working_copy(model), data.everything()
         maps = feature_maps(student, every.subset(torch.arange(1)).floats(), smallest=2)[-3:]
         betas = (self.low_weight, self.middle_weight, self.high_weight)[-len(maps) :]
@@ -93,7 +92,7 @@ class NAD:
         taught = self._train(
             teacher, every, none, rng.child("teach"), self.teacher_epochs, "teach", on_round
         )
-        between = time.perf_counter()
+        clock.lap("teach")
         teacher.requires_grad_(False)
         with tapped(student, maps) as seen, tapped(teacher, maps) as shown:
 
@@ -108,10 +107,10 @@ class NAD:
             tuned = self._train(
                 student, every, distance, rng.child("distill"), self.epochs, "distill", on_round
             )
-        seconds = {"teach": between - start, "distill": time.perf_counter() - between}
+        clock.lap("distill")
         return Repair(
             finished(student, model), (), (*taught.history, *tuned.history),
-            notes=(*taught.notes, *tuned.notes), seconds=seconds,
+            notes=(*taught.notes, *tuned.notes), seconds=clock.seconds,
         )  # fmt: skip
 
     def _train(
@@ -128,12 +127,9 @@ class NAD:
         def step(images: Images, labels: Labels, progress: float) -> Tensor:
             images, epoch = images.to(dtype_of(model)), math.floor(progress)
             rate = self.learning_rate if epoch < 2 else later if epoch < 20 else later / 100
-            set_rate(optimizer, rate)
-            loss: Tensor = F.cross_entropy(model(images), labels) + distance(images)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
+            return descend(
+                optimizer, F.cross_entropy(model(images), labels) + distance(images), rate
+            )
 
         return train_epochs(
             model, data, step, rng, epochs=epochs, batch_size=self.batch_size, stage=stage,

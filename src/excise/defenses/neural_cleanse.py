@@ -38,8 +38,10 @@ from excise.seeding import Rng
 from excise.training.finetune import fine_tune
 from excise.types import (
     DefenderData,
+    Evidence,
     LabelledImages,
     OnRound,
+    RecoveredTrigger,
     Repair,
     ignore_round,
     round_to_8_bits,
@@ -97,6 +99,10 @@ class NeuralCleanseUnlearning(MaskSearch):
             (*found.history, *tuned.history),
             notes=(f"Unlearned the triggers found for {named}.", *notes, *tuned.notes),
             seconds=seconds,
+            triggers=tuple(
+                RecoveredTrigger(found.triggers[t], t, Evidence(size=found.norms[t]))
+                for t in flagged
+            ),
         )
 
 

@@ -30,10 +30,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.models import dtype_of, finished, working_copy
+from excise.models import finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import Masked, channel_masks, cosine, fold, set_rate, train_epochs
+from excise.training import Masked, channel_masks, cosine, fold, learn_masks
 from excise.training.masks import gammas
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
@@ -83,33 +83,30 @@ class NFT:
         masked, spc = Masked(worked, masks), len(images) / images.num_classes
         generator, mixing = rng.torch("mix", images.device), rng.numpy("mix")
 
-        def step(batch: Images, labels: Labels, progress: float) -> Tensor:
+        def loss(batch: Images, labels: Labels) -> Tensor:
             share = float(mixing.beta(self.mixing, self.mixing))
             other = torch.randperm(len(batch), generator=generator, device=batch.device)
-            batch = batch.to(dtype_of(worked))
             logits = masked(share * batch + (1 - share) * batch[other])
-            loss = share * F.cross_entropy(logits, labels)
-            loss = loss + (1 - share) * F.cross_entropy(logits, labels[other])
+            mixed = share * F.cross_entropy(logits, labels)
+            mixed = mixed + (1 - share) * F.cross_entropy(logits, labels[other])
             distance = torch.stack([(1 - mask).abs().sum() for mask in masks.values()]).sum()
-            loss = loss + self.penalty * distance / spc
-            if not loss.isfinite():  # the masks stay as they were, and the epoch is the last
-                return loss
-            optimizer.zero_grad()
-            loss.backward()
-            rate = cosine(self.learning_rate - self.final_rate, math.floor(progress), self.epochs)
-            set_rate(optimizer, self.final_rate + rate)
-            optimizer.step()
-            with torch.no_grad():
-                for mask, low in zip(masks.values(), bounds, strict=True):
-                    mask.clamp_(low, 1)
-            return loss
+            return mixed + self.penalty * distance / spc
+
+        def rate(progress: float) -> float:
+            fall = cosine(self.learning_rate - self.final_rate, math.floor(progress), self.epochs)
+            return self.final_rate + fall
+
+        @torch.no_grad()
+        def keep_bounds() -> None:
+            for mask, low in zip(masks.values(), bounds, strict=True):
+                mask.clamp_(low, 1)
 
         # Dropout stays off with the rest: eval mode is what is tuned and what is used.
-        epochs = train_epochs(
-            worked, images, step, rng, epochs=self.epochs, batch_size=self.batch_size,
-            stage="mask", training=False, on_round=on_round,
+        epochs = learn_masks(
+            masked, images, loss, optimizer, rng, rate=rate, hold=keep_bounds, epochs=self.epochs,
+            batch_size=self.batch_size, stage="mask", on_round=on_round,
         )  # fmt: skip
-        fold(worked, {name: mask.detach() for name, mask in masks.items()})
+        fold(worked, masks)
         seconds = {"mask": time.perf_counter() - start}
         return Repair(
             finished(worked, model), (), epochs.history, notes=epochs.notes, seconds=seconds

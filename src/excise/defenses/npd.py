@@ -44,7 +44,7 @@ from excise.models import dtype_of, finished, working_copy
 from excise.models.late_layer import late_layer, plugged
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import train_epochs
+from excise.training import descend, train_epochs
 from excise.training.runner_up import best_but, runner_up_examples
 from excise.training.unlikelihood import unlikelihood
 from excise.types import DefenderData, Edit, Images, Labels, OnRound, Repair, Row, ignore_round
@@ -108,7 +108,7 @@ class NPD:
 
         def warm_up(x: Images, y: Labels, progress: float) -> Tensor:
             plug.norm.train()
-            return _descend(warm, F.cross_entropy(worked(x.to(dtype_of(worked))), y))
+            return descend(warm, F.cross_entropy(worked(x.to(dtype_of(worked))), y))
 
         def outer(x: Images, y: Labels, progress: float) -> Tensor:
             x = x.to(dtype_of(worked))
@@ -123,7 +123,7 @@ class NPD:
                 unlikelihood(shifted, target).mean(),
             )  # fmt: skip
             terms = [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
-            return _descend(optimizer, torch.stack(terms).sum())
+            return descend(optimizer, torch.stack(terms).sum())
 
         history: tuple[Row, ...] = ()
         notes: tuple[str, ...] = ()
@@ -139,10 +139,3 @@ class NPD:
         seconds = {"polarize": time.perf_counter() - start}
         edits = (Edit("plug", layer, None, 1),)
         return Repair(finished(worked, model), edits, history, notes=notes, seconds=seconds)
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from excise.models import dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import train_epochs
+from excise.training import descend, train_epochs
 from excise.training.perturb import pgd
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
@@ -85,11 +85,7 @@ class PBE:
                     worked, images, labels, epsilon=self.epsilon, steps=self.steps,
                     step_size=self.step_share * self.epsilon,
                 )  # fmt: skip
-            loss = F.cross_entropy(worked(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
+            return descend(optimizer, F.cross_entropy(worked(images), labels))
 
         epochs = train_epochs(
             worked, data.everything(), step, rng, epochs=2 * self.rounds,

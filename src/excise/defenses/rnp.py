@@ -32,12 +32,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.models import apply_edits, dtype_of, finished, steady_statistics, working_copy
+from excise.models import apply_edits, finished, steady_statistics, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import Masked, channel_masks, train_epochs
+from excise.training import Masked, channel_masks, learn_masks
 from excise.training.ascent import ascend
-from excise.training.masks import clamp_masks, gammas
+from excise.training.masks import gammas
 from excise.training.thresholds import prune_below, thresholds
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
 
@@ -98,21 +98,14 @@ class RNP:
         mask_optimizer = torch.optim.SGD(masks.values(), lr=self.recovering_rate, momentum=0.9)
         masked = Masked(worked, masks)
 
-        def recover(batch: Images, labels: Labels, progress: float) -> Tensor:
-            loss = self.recovering_weight * F.cross_entropy(
-                masked(batch.to(dtype_of(worked))), labels
-            )
-            if loss.isfinite():  # else the masks stay as they were, and the epoch is the last
-                mask_optimizer.zero_grad()
-                loss.backward()
-                mask_optimizer.step()
-                clamp_masks(masks)
-            return loss
+        def recover(x: Images, labels: Labels) -> Tensor:
+            return self.recovering_weight * F.cross_entropy(masked(x), labels)
 
         with steady_statistics(worked):
-            recovered = train_epochs(
-                worked, images, recover, rng.child("recover"), epochs=self.recovering_epochs,
-                batch_size=self.batch_size, stage="recover", on_round=on_round,
+            recovered = learn_masks(
+                masked, images, recover, mask_optimizer, rng.child("recover"),
+                epochs=self.recovering_epochs, batch_size=self.batch_size, stage="recover",
+                training=True, on_round=on_round,
             )  # fmt: skip
         edits, pruned = prune_below(
             working_copy(model), masks, thresholds(self.threshold_step, self.last_threshold),

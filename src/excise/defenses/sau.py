@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from excise.models import dtype_of, finished, in_mode, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import train_epochs
+from excise.training import descend, train_epochs
 from excise.training.shared import shared_examples
 from excise.training.unlikelihood import unlikelihood
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
@@ -98,10 +98,7 @@ class SAU:
                 clean, shifted = worked(torch.cat([images, moved])).chunk(2)
             risk = shared_risk(shifted, fooled, (fooled != labels) & (fooled != before))
             loss = self.clean_weight * F.cross_entropy(clean, labels) + self.shared_weight * risk
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
+            return descend(optimizer, loss)
 
         epochs = train_epochs(
             worked, data.everything(), step, rng, epochs=self.rounds, batch_size=self.batch_size,

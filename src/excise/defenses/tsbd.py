@@ -26,7 +26,6 @@ Measured: docs/defenses.md.
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -34,12 +33,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.errors import ModelError
-from excise.models import dtype_of, finished, prunable, trace, working_copy
+from excise.models import convolutions, dtype_of, finished, working_copy
 from excise.registry import STRICT
 from excise.scores.weight_change import most_changed
 from excise.seeding import Rng
-from excise.training import train_epochs
+from excise.training import Stopwatch, train_epochs
 from excise.training.ascent import ascend
 from excise.training.gradient_norm import activeness_aware
 from excise.types import DefenderData, Images, Labels, OnRound, Repair, ignore_round
@@ -86,15 +84,9 @@ class TSBD:
         Raises:
             ModelError: the network has no convolution.
         """
-        start = time.perf_counter()
+        clock = Stopwatch()
         images = data.everything()
-        units = prunable(trace(model, images.floats()[:1]))
-        if not units:
-            raise ModelError(
-                "a network with convolutions, whose filters TSBD ranks",
-                got=f"{type(model).__name__} without any",
-                remedy="Choose a defense that needs none, such as ft-sam or d3.",
-            )
+        units = convolutions(model, images, "TSBD")
         worked, unlearned = working_copy(model), working_copy(model)
         optimizer = torch.optim.SGD(unlearned.parameters(), lr=self.unlearning_rate, momentum=0.9)
         forgotten = ascend(
@@ -111,7 +103,7 @@ class TSBD:
         for weight, zero in zip(weights, most_changed(changes, self.neuron_ratio,
                                                       self.weight_ratio), strict=True):  # fmt: skip
             weight.masked_fill_(zero, 0)
-        reset = time.perf_counter()
+        clock.lap("unlearn")
         optimizer = torch.optim.SGD(worked.parameters(), lr=self.learning_rate, momentum=0.9)
 
         def step(images: Images, labels: Labels, progress: float) -> Tensor:
@@ -125,8 +117,8 @@ class TSBD:
             worked, images, step, rng.child("tune"), epochs=self.epochs,
             batch_size=self.batch_size, stage="tune", on_round=on_round,
         )  # fmt: skip
+        clock.lap("tune")
         return Repair(
             finished(worked, model), (), (*forgotten.history, *tuned.history),
-            notes=(*forgotten.notes, *tuned.notes),
-            seconds={"unlearn": reset - start, "tune": time.perf_counter() - reset},
+            notes=(*forgotten.notes, *tuned.notes), seconds=clock.seconds,
         )  # fmt: skip

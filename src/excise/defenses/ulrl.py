@@ -24,7 +24,6 @@ Measured: docs/defenses.md.
 from __future__ import annotations
 
 import math
-import time
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -38,8 +37,9 @@ from excise.models import dtype_of, finished, working_copy
 from excise.models.last_layer import last_layer
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import cosine, set_rate, train_epochs
+from excise.training import Stopwatch
 from excise.training.ascent import ascend
+from excise.training.finetune import fine_tune
 from excise.types import DefenderData, Images, LabelledImages, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["ULRL", "suspicious"]
@@ -80,7 +80,7 @@ class ULRL:
         Raises:
             ModelError: the network does not end in a linear layer.
         """
-        start = time.perf_counter()
+        clock = Stopwatch()
         unlearned, images = working_copy(model), data.everything()
         layer = self._last(unlearned, images)
         before = layer.weight.detach().clone()
@@ -99,7 +99,7 @@ class ULRL:
         notes = list(forgotten.notes)
         if len(rows) == 0:
             notes.append("No output stood out while unlearning; the rest was plain fine-tuning.")
-        unlearned_at = time.perf_counter()
+        clock.lap("unlearn")
 
         worked = working_copy(model)
         layer = self._last(worked, images)
@@ -109,27 +109,20 @@ class ULRL:
             layer.weight[rows] = before[rows].uniform_(-bound, bound, generator=generator)
             if layer.bias is not None:
                 layer.bias[rows] = 0
-        optimizer = torch.optim.SGD(worked.parameters(), lr=self.learning_rate, momentum=0.9)
 
-        def step(images: Images, labels: Labels, progress: float) -> Tensor:
-            loss = F.cross_entropy(worked(images.to(dtype_of(worked))), labels)
-            loss = loss + self.alpha * F.cosine_similarity(layer.weight[rows], before[rows]).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            set_rate(optimizer, cosine(self.learning_rate, math.floor(progress), self.epochs))
-            optimizer.step()
-            return loss
+        def loss(x: Images, labels: Labels) -> Tensor:
+            likeness = F.cosine_similarity(layer.weight[rows], before[rows]).sum()
+            return F.cross_entropy(worked(x), labels) + self.alpha * likeness
 
-        learned = train_epochs(
-            worked, images, step, rng.child("relearn"), epochs=self.epochs,
-            batch_size=self.batch_size, stage="relearn", on_round=on_round,
+        learned = fine_tune(
+            worked, images, rng.child("relearn"), loss=loss, epochs=self.epochs,
+            batch_size=self.batch_size, learning_rate=self.learning_rate, weight_decay=0.0,
+            stage="relearn", on_round=on_round,
         )  # fmt: skip
+        clock.lap("relearn")
         return Repair(
             finished(worked, model), (), (*forgotten.history, *learned.history),
-            notes=(*notes, *learned.notes),
-            seconds={
-                "unlearn": unlearned_at - start, "relearn": time.perf_counter() - unlearned_at,
-            },
+            notes=(*notes, *learned.notes), seconds=clock.seconds,
         )  # fmt: skip
 
     def _last(self, model: nn.Module, images: LabelledImages) -> nn.Linear:

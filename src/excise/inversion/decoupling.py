@@ -18,16 +18,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 
+from excise.inversion.masked import squash
 from excise.inversion.unet import UNet
 from excise.models import device_of, dtype_of
 from excise.models.taps import feature_maps, tapped
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.training import train_epochs
+from excise.training import descend, train_epochs
 from excise.training.epochs import Step
 from excise.types import Images, LabelledImages, Labels, OnRound, Row, as_floats
 
-__all__ = ["Decoupling", "Drawn", "Search", "mask_of", "through"]
+__all__ = ["Decoupling", "Drawn", "Search", "through"]
 
 
 @checked(frozen=True, kw_only=True, config=STRICT)
@@ -126,7 +127,7 @@ class Search:
             drawn = self.generator(x)
             changed, answer = self.features(drawn)
             same = F.cross_entropy(answer, logits.softmax(1)) + F.mse_loss(changed, benign)
-            return self._descend(self._optimizer, same + 100 * F.mse_loss(drawn, x))
+            return descend(self._optimizer, same + 100 * F.mse_loss(drawn, x))
 
         return self.run(self.generator, step, "pretrain", 0, self.settings.pretrain_epochs)
 
@@ -141,17 +142,17 @@ class Search:
         optimizer = torch.optim.Adam(raw.parameters(), lr=self.settings.mask_rate)
 
         def step(x: Images, y: Labels, progress: float) -> Tensor:
-            mask = mask_of(raw[0])
+            mask = squash(raw[0])
             # Both halves in one pass, each image twice: whatever follows the cut sees a batch.
             parts = torch.cat(
                 [mask.expand(len(x), -1, -1, -1), (1 - mask).expand(len(x), -1, -1, -1)]
             )
             with through(self.network.get_submodule(self.cut), lambda maps: parts * maps):
                 kept, rest = self.network(torch.cat([x, x])).chunk(2)
-            return self._descend(optimizer, F.cross_entropy(kept, y) - F.cross_entropy(rest, y))
+            return descend(optimizer, F.cross_entropy(kept, y) - F.cross_entropy(rest, y))
 
         finite = self.run(raw, step, "decouple", number, self.settings.mask_epochs)
-        return mask_of(raw[0]).detach(), finite
+        return squash(raw[0]).detach(), finite
 
     def invert(self, mask: Tensor, number: int, target: int | None) -> bool:
         """Step 3: max_G MSE of (1−M)⊙F − .01 · MSE of M⊙F, within bounds; then towards a target."""
@@ -170,7 +171,7 @@ class Search:
             loss = pixels if outside else own.benign_weight * kept - rest
             if target is not None:
                 loss = loss + F.cross_entropy(answer, torch.full_like(y, target))
-            return self._descend(self._optimizer, loss)
+            return descend(self._optimizer, loss)
 
         return self.run(self.generator, step, "invert", number, own.generator_epochs)
 
@@ -188,13 +189,6 @@ class Search:
 
     def _freeze(self) -> None:
         self.network.eval().requires_grad_(False)
-
-    @staticmethod
-    def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,11 +209,6 @@ class Drawn:
             given.to(device_of(self.generator), dtype_of(self.generator))
         )
         return drawn.to(given.device, given.dtype)
-
-
-def mask_of(raw: Tensor) -> Tensor:
-    """Return M = tanh(m) / (2 + 1e-7) + ½, inside (0, 1)."""
-    return raw.tanh() / (2 + 1e-7) + 0.5
 
 
 @contextmanager

@@ -35,14 +35,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from excise.inversion.masked import Found, MaskedTrigger, stamped
+from excise.inversion.masked import Found, MaskedTrigger, squash, stamped
 from excise.inversion.penalty import Penalty
 from excise.models import device_of, dtype_of, working_copy
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.types import Images, LabelledImages, OnRound, Row
 
-__all__ = ["MaskSearch", "squash"]
+__all__ = ["MaskSearch"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -148,11 +148,6 @@ class MaskSearch:
             self.penalty, start_free=self.start_free, factor=self.factor, patience=self.patience,
             stop_patience=self.stop_patience, stop_gain=self.stop_gain, give_up=self.give_up,
         )  # fmt: skip
-
-
-def squash(raw: Tensor) -> Tensor:
-    """Return tanh(v) / (2 + 1e-7) + ½, which lies in [0, 1]."""
-    return raw.tanh() / (2 + 1e-7) + 0.5
 
 
 def _chunks(classes: Sequence[int], size: int) -> list[Sequence[int]]:

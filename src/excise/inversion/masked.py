@@ -13,7 +13,7 @@ from excise.inversion.anomaly import anomaly_indices
 from excise.models import device_of, dtype_of, in_mode
 from excise.types import Images, LabelledImages, Row, Trigger
 
-__all__ = ["Found", "MaskedTrigger", "flip_rate", "stamped"]
+__all__ = ["Found", "MaskedTrigger", "flip_rate", "squash", "stamped"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,11 @@ class Found:
         if len(names) - len(without) < 3:
             notes.append("With fewer than three classes to compare, none can stand out.")
         return tuple(notes)
+
+
+def squash(raw: Tensor) -> Tensor:
+    """Return tanh(v) / (2 + 1e-7) + ½, which lies in [0, 1]."""
+    return raw.tanh() / (2 + 1e-7) + 0.5
 
 
 def stamped(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from excise.inversion.classwise import ClasswiseSearch
 from excise.models import device_of, dtype_of, remembering, working_copy
+from excise.models.statistics import inputs_seen
 from excise.scores import divergence_of
 from excise.seeding import Rng
-from excise.training.statistics import inputs_seen
+from excise.training import descend
 from excise.types import Images, OnRound, Trigger, ignore_round
 
 __all__ = ["SHARES", "Memory", "explaining"]
@@ -175,9 +176,7 @@ def explaining(
                 loss = loss + each.clamp_min(0).mean()
             if not loss.isfinite():  # the numbers stay as they were
                 break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, loss)
             fall.step()
             on_round({"stage": "explain", "round": number, "left": left.item()})
     return kind.trigger(numbers.detach()[0])

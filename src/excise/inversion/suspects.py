@@ -20,7 +20,6 @@ triggers of the class that is suspected are then searched for alone (:mod:`.find
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +34,7 @@ from excise.inversion.recalled import recall
 from excise.inversion.smooth import Smooth
 from excise.inversion.universal import Universal
 from excise.seeding import Rng
+from excise.training import Stopwatch
 from excise.types import LabelledImages, OnRound, Trigger, ignore_round
 
 __all__ = ["TESTS", "Suspects", "compare", "some_rounds"]
@@ -111,36 +111,34 @@ def compare(
     Raises:
         ModelError: logits that are not finite.
     """
-    start = time.perf_counter()
+    clock = Stopwatch()
     climb = MarginClimb(**some_rounds(MarginClimb.PRESETS["fast"], effort, "steps"))
     margins = climb.climb(model, images, rng.child("margin"), on_round)
-    seconds = {"margin": time.perf_counter() - start}
-    start = time.perf_counter()
+    clock.lap("margin")
     masks = MaskSearch(**some_rounds(MaskSearch.PRESETS["fast"], effort, "rounds"))
     patches = masks.search(model, images, rng.child("patch"), on_round=on_round)
-    seconds["patch"] = time.perf_counter() - start
+    clock.lap("patch")
     numbers = {
         "margin": tuple(None if m is None else -m for m in _logs(margins)),
         "patch": _logs(patches.norms),
     }
     for test, kind in _COMPARING.items():
-        start = time.perf_counter()
         settings = some_rounds({**kind.PRESETS["fast"], "rounds": _COMPARED}, effort, "rounds")
         search = kind(**settings, keep=images.num_classes)
         found = search.search(model, images, rng.child(test), on_round=on_round)
-        seconds[test], numbers[test] = time.perf_counter() - start, _logs(found.sizes)
-    start = time.perf_counter()
+        numbers[test] = _logs(found.sizes)
+        clock.lap(test)
     recalled = recall(
         Memory(model, images.floats()), images.num_classes, rng.child("memory"),
         effort=effort, on_round=on_round,
     )  # fmt: skip
-    seconds["memory"] = time.perf_counter() - start
+    clock.lap("memory")
     flips = [one.flips for one in recalled.values()]
     numbers["memory"] = tuple(max(each) for each in zip(*flips, strict=True)) or (
         (None,) * images.num_classes
     )
     found_patches = {c: patches.triggers[c] for c in patches.by_size()}
-    return Suspects(numbers, found_patches, seconds)
+    return Suspects(numbers, found_patches, clock.seconds)
 
 
 def some_rounds(settings: Mapping[str, Any], effort: float, name: str) -> dict[str, Any]:

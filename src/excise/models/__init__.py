@@ -9,7 +9,7 @@ from excise.models.names import build_model
 from excise.models.normalize import Network
 from excise.models.norms import BatchNorm, batch_norms, remembering, scaled, steady_statistics
 from excise.models.surgery import Mask, apply_edits, own_tensors, silence, zeroed
-from excise.models.tracing import Unit, prunable, trace
+from excise.models.tracing import Unit, convolutions, prunable, trace
 
 __all__ = [
     "BatchNorm",
@@ -24,6 +24,7 @@ __all__ = [
     "batch_norms",
     "build_model",
     "check_model",
+    "convolutions",
     "copy_of",
     "device_of",
     "dtype_of",

@@ -6,13 +6,12 @@ equation 6.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from torch import Tensor, nn
 
-from torch import Tensor
-
-from excise.models import BatchNorm
+from excise.models import BatchNorm, remembering, scaled
+from excise.models.statistics import input_moments
 from excise.scores.lipschitz import outliers
-from excise.types import Edit
+from excise.types import Edit, Edits, Images
 
 __all__ = ["divergence_of", "divergent_channels", "statistics_divergence"]
 
@@ -47,18 +46,19 @@ def divergence_of(norm: BatchNorm, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def divergent_channels(
-    norms: Mapping[str, BatchNorm], moments: Mapping[str, tuple[Tensor, Tensor]], u: float
-) -> list[Edit]:
-    """Return the edits that silence the channels whose statistics do not fit clean images (BNP).
+    model: nn.Module, images: Images, u: float, *, batch_size: int = 500
+) -> Edits:
+    """Return the edits that cut the channels whose statistics do not fit clean images (BNP).
 
     Args:
-        norms: batch norms with running statistics, by name.
-        moments: mean and variance of what goes into each of them on clean images; a batch norm
-            that takes no part has none.
+        model: runs in eval mode; without batch norms that remember there is nothing to cut.
+        images: clean ones, in the network's type.
         u: standard deviations above its layer's mean divergence from which a channel stands out.
+        batch_size: images at a time; it changes nothing but memory.
     """
+    norms = scaled(remembering(model))
     edits: list[Edit] = []
-    for name, (mean, variance) in moments.items():
+    for name, (mean, variance) in input_moments(model, norms, images, batch_size).items():
         divergence = divergence_of(norms[name], mean, variance)
         edits += [Edit("scale", name, index, 1) for index in outliers(divergence, u)]
-    return edits
+    return tuple(edits)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from excise.models import device_of, dtype_of
 from excise.seeding import Rng
-from excise.training.epochs import Epochs, set_rate, train_epochs
+from excise.training.epochs import Epochs, descend, train_epochs
 from excise.types import Images, LabelledImages, Labels, OnRound, ignore_round
 
 __all__ = ["Weights", "bezier", "connect", "load_weights", "piecewise", "weights_of"]
@@ -72,11 +72,7 @@ def connect(
         logits = functional_call(bend, here, (images.to(dtype_of(bend)),))
         squares = torch.stack([weight.square().sum() for weight in here.values()]).sum()
         loss = F.cross_entropy(logits, labels) + weight_decay / 2 * squares
-        optimizer.zero_grad()
-        loss.backward()
-        set_rate(optimizer, piecewise(learning_rate, int(progress) / epochs))
-        optimizer.step()
-        return loss
+        return descend(optimizer, loss, piecewise(learning_rate, int(progress) / epochs))
 
     return train_epochs(
         bend, data, step, rng, epochs=epochs, batch_size=batch_size, stage="curve",

@@ -15,7 +15,16 @@ from excise.training.augment import crop_and_flip
 from excise.training.fit import batches_of
 from excise.types import Images, LabelledImages, Labels, OnRound, Row, as_floats, ignore_round
 
-__all__ = ["Epochs", "Step", "cosine", "out_of_patience", "set_rate", "train_epochs"]
+__all__ = [
+    "Epochs",
+    "Step",
+    "cosine",
+    "descend",
+    "out_of_patience",
+    "recorded",
+    "set_rate",
+    "train_epochs",
+]
 
 #: From images ``(n, c, h, w)``, their labels and how many epochs are done (a fraction), to the
 #: loss. The step zeroes gradients, goes backward and moves whatever it trains.
@@ -97,9 +106,7 @@ def train_epochs(
             model.eval()
             mean = float(total) / len(data)
             diverged = not (math.isfinite(mean) and _finite(model))
-            # A record is JSON, which has no word for infinity.
-            shown = mean if math.isfinite(mean) else str(mean)
-            history.append({"stage": stage, "epoch": epoch, "loss": shown})
+            history.append({"stage": stage, "epoch": epoch, "loss": recorded(mean)})
             if diverged:
                 model.load_state_dict(good)
             on_round(history[-1])
@@ -108,6 +115,21 @@ def train_epochs(
     model.eval()
     model.zero_grad(set_to_none=True)
     return Epochs(tuple(history), diverged)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float | None = None) -> Tensor:
+    """Take one step down ``loss``, at ``rate`` if it is given; return the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    if rate is not None:
+        set_rate(optimizer, rate)
+    optimizer.step()
+    return loss
+
+
+def recorded(value: float) -> float | str:
+    """Return a figure as a row holds it: a record is JSON, which has no word for infinity."""
+    return value if math.isfinite(value) else str(value)
 
 
 def cosine(rate: float, progress: float, epochs: float) -> float:

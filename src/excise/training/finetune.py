@@ -1,4 +1,4 @@
-"""Plain fine-tuning on clean images: cross-entropy, SGD, cosine to zero (the field's FT)."""
+"""Fine-tuning on clean images: SGD, cosine to zero; with cross-entropy it is the field's FT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from excise.models import dtype_of
 from excise.seeding import Rng
-from excise.training.epochs import Epochs, cosine, set_rate, train_epochs
+from excise.training.epochs import Epochs, cosine, descend, train_epochs
 from excise.types import Images, LabelledImages, Labels, OnRound, ignore_round
 
 __all__ = ["fine_tune"]
@@ -28,11 +28,13 @@ def fine_tune(
     weight_decay: float = 5e-4,
     batch_size: int = 256,
     final_rate: float = 0.0,
+    loss: Callable[[Images, Labels], Tensor] | None = None,
     hold: Callable[[], None] | None = None,
+    training: bool = True,
     stage: str = "tune",
     on_round: OnRound = ignore_round,
 ) -> Epochs:
-    """Fine-tune every parameter of ``model`` in place, in train mode; leave it in eval mode.
+    """Fine-tune every parameter of ``model`` in place; leave it in eval mode.
 
     The defaults are the field's baseline. Images are cropped and mirrored as in training.
 
@@ -46,7 +48,11 @@ def fine_tune(
         weight_decay: of SGD, on every parameter.
         batch_size: images a step.
         final_rate: at most ``learning_rate``.
-        hold: called after every update; puts what was cut back to zero.
+        loss: what is minimized, of images in the network's type and their labels; None: the
+            cross-entropy.
+        hold: called after every update; puts what was cut back to zero, or weights where they
+            have to stay.
+        training: whether the model is in train mode in a step.
         stage: what history calls this.
         on_round: called after every epoch.
     """
@@ -54,18 +60,19 @@ def fine_tune(
         model.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
     )
 
+    def cross_entropy(images: Images, labels: Labels) -> Tensor:
+        return F.cross_entropy(model(images), labels)
+
+    lowered = cross_entropy if loss is None else loss
+
     def step(images: Images, labels: Labels, progress: float) -> Tensor:
-        loss = F.cross_entropy(model(images.to(dtype_of(model))), labels)
-        optimizer.zero_grad()
-        loss.backward()
         rate = final_rate + cosine(learning_rate - final_rate, math.floor(progress), epochs)
-        set_rate(optimizer, rate)
-        optimizer.step()
+        value = descend(optimizer, lowered(images.to(dtype_of(model)), labels), rate)
         if hold is not None:
             hold()
-        return loss
+        return value
 
     return train_epochs(
         model, data, step, rng, epochs=epochs, batch_size=batch_size, stage=stage,
-        on_round=on_round,
+        training=training, on_round=on_round,
     )  # fmt: skip

@@ -6,14 +6,16 @@ filter's weight and bias; masking every weight is the same with a mask of the we
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from excise.models import batch_norms
-from excise.types import Edit, Images
+from excise.models import batch_norms, dtype_of
+from excise.seeding import Rng
+from excise.training.epochs import Epochs, descend, train_epochs
+from excise.types import Edit, Images, LabelledImages, Labels, OnRound, ignore_round
 
 __all__ = [
     "Masked",
@@ -23,6 +25,7 @@ __all__ = [
     "fold",
     "gammas",
     "kernel_masks",
+    "learn_masks",
 ]
 
 
@@ -70,6 +73,62 @@ def kernel_masks(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         name: torch.ones_like(weight[:, :, :1, :1]).requires_grad_()
         for name, weight in weights.items()
     }
+
+
+def learn_masks(
+    masked: Masked,
+    data: LabelledImages,
+    loss: Callable[[Images, Labels], Tensor],
+    optimizer: torch.optim.Optimizer,
+    rng: Rng,
+    *,
+    epochs: int,
+    batch_size: int,
+    stage: str,
+    rate: Callable[[float], float] | None = None,
+    penalty: float = 0.0,
+    hold: Callable[[], None] | None = None,
+    training: bool = False,
+    on_round: OnRound = ignore_round,
+) -> Epochs:
+    """Minimize ``loss`` over the masks, each clipped to [0, 1] after every step.
+
+    A loss that is not finite leaves the masks as they are, and its epoch is the last.
+
+    Args:
+        masked: a network in eval mode whose own weights are frozen, with the masks that move.
+        data: clean images on its device; cropped and mirrored as in training.
+        loss: of images in the network's type and their labels.
+        optimizer: over the masks.
+        rng: draws orders and augmentation.
+        epochs: how many.
+        batch_size: images a step.
+        stage: what history calls this.
+        rate: the learning rate after so many epochs (a fraction); None: as the optimizer has it.
+        penalty: what is added to the loss for every 1 that a mask falls; history is without it.
+        hold: called after every update and clipping, for masks with other bounds.
+        training: whether the network is in train mode in a step.
+        on_round: called after every epoch.
+    """
+
+    def step(images: Images, labels: Labels, progress: float) -> Tensor:
+        value = loss(images.to(dtype_of(masked.model)), labels)
+        if not value.isfinite():
+            return value
+        total = value
+        if penalty:
+            closed = torch.stack([(1 - mask).sum() for mask in masked.masks.values()]).sum()
+            total = value + penalty * closed
+        descend(optimizer, total, None if rate is None else rate(progress))
+        clamp_masks(masked.masks)
+        if hold is not None:
+            hold()
+        return value
+
+    return train_epochs(
+        masked.model, data, step, rng, epochs=epochs, batch_size=batch_size, stage=stage,
+        training=training, on_round=on_round,
+    )  # fmt: skip
 
 
 def edits_below(masks: Mapping[str, Tensor], threshold: float) -> list[Edit]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from excise.models import device_of
 from excise.seeding import Rng
+from excise.training.epochs import recorded
 from excise.training.fit import batches_of
 from excise.types import OnRound, Row, ignore_round
 
@@ -33,6 +34,15 @@ class Tuned:
     capped: bool
     diverged: bool
     history: tuple[Row, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the repair should know of it."""
+        if self.capped:
+            return (f"Fine-tuning stopped at the cap of {len(self.history)} epochs.",)
+        if self.diverged:
+            return ("Fine-tuning diverged; the last good state was kept.",)
+        return ()
 
 
 def tune(
@@ -94,8 +104,7 @@ def tune(
             row: Row = {
                 "stage": "tune", "epoch": epoch, "validation_loss": value, "waited": waited,
             }  # fmt: skip
-            # A record is JSON, which has no word for infinity.
-            history.append(row if not diverged else {**row, "validation_loss": str(value)})
+            history.append({**row, "validation_loss": recorded(value)})
             on_round(row)
     optimizer.zero_grad(set_to_none=True)
     model.load_state_dict(kept)

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from excise.models import BatchNorm, in_mode
+from excise.models.modes import in_mode
+from excise.models.norms import BatchNorm
 from excise.types import Images
 
 __all__ = ["input_moments", "inputs_seen", "re_estimate"]
