@@ -1,12 +1,14 @@
 """Soft-Prune told nothing: victims and clean networks, at several budgets and samples.
 
-Claim      docs/methods/soft-prune.md (its tables are made from the records this script writes)
+Claim      docs/methods/soft-prune.md and, with --audit, docs/audit.md (their tables are made from
+           the records this script writes)
 Command    EXCISE_DATA=… python benchmarks/trigger_free.py --only 'cifar10-*' --spc 10
-           python benchmarks/trigger_free.py --write    (the tables, into the page and the README)
+           python benchmarks/trigger_free.py --write    (the tables, into the pages and the README)
 Hardware   one core
 Runs       one a network, budget and sample (--seed draws the images and what the method draws);
            what exists is kept, unless it was made with other settings than today's defaults
-Time       four to six minutes a network of 10 classes at SPC 10, two or three at SPC 2
+Time       four to six minutes a network of 10 classes at SPC 10, two or three at SPC 2; as long
+           again for an audit
 
 Images     drawn from the training images the network never saw; neither trigger nor target is told
 Measured   on --test-images test images, beside the network's clean twin where the zoo has it
@@ -35,6 +37,7 @@ HERE = Path(__file__).parent
 VICTIMS = HERE / "victims"
 RECORDS = HERE / "records" / "trigger-free"
 PAGE = HERE.parent / "docs" / "methods" / "soft-prune.md"
+AUDIT_PAGE = HERE.parent / "docs" / "audit.md"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/trigger_free.py -->", "<!-- end of what it made -->"
 BUDGETS = (2, 10, 100)
@@ -83,8 +86,10 @@ def settings() -> Record:
     return spec
 
 
-def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) -> Record:
-    """Repair one network and measure it before and after."""
+def repair(
+    bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any], audited: bool = False
+) -> Record:
+    """Repair one network, measure it before and after, and attack the result if asked to."""
     import torch
 
     from excise.attacks import load_victim
@@ -112,6 +117,7 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
         test=test.subset(torch.arange(0, len(test), step)[:count]),
         backdoor=backdoor,
         twin=load_model(twin) if twin is not None else None,
+        audited=audited,
     )
     found = run_repair(question).record
     rule = backdoor.rule if backdoor is not None else None
@@ -125,6 +131,7 @@ def repair(bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any]) 
         "defense": settings(),
         "twin": twin.name if twin is not None else None,
         **{key: found[key] for key in kept},
+        **({"audit": found["audit"]} if audited else {}),
     }
 
 
@@ -191,6 +198,19 @@ def tables() -> str:
     return "\n".join(lines).rstrip()
 
 
+def audits() -> str:
+    """Return what attacks on the repaired networks came to, of all records that have any."""
+    word = {True: "withstood", False: "**not withstood**", None: "cannot be told"}
+    attacks = ("invert-again", "reactivation", "relearning")
+    lines = [f"| network | SPC | ASR after | {' | '.join(attacks)} |", "|-|-|-|-|-|-|"]
+    for r in records():
+        if "audit" in r:
+            passed = {one["name"]: word[one["passed"]] for one in r["audit"]["findings"]}
+            said = " | ".join(passed[name] for name in attacks)
+            lines.append(f"| {r['network']} | {r['spc']} | {rate([r], 'after', 'asr')} | {said} |")
+    return "\n".join(lines)
+
+
 def points(rates: Record, key: str) -> float:
     return 100 * float(rates[key]["value"])
 
@@ -245,13 +265,14 @@ def main() -> int:
     parser.add_argument("--spc", type=int, default=10, help="images a class")
     parser.add_argument("--seed", type=int, default=0, help="draws the images, and the method's")
     parser.add_argument("--test-images", type=int, default=3000)
+    parser.add_argument("--audit", action="store_true", help="attack what was repaired, too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="write the tables and stop")
     asked = parser.parse_args()
     from excise.files import write_json, write_text
 
     if asked.write:
-        for page, table in ((PAGE, tables()), (README, summary())):
+        for page, table in ((PAGE, tables()), (AUDIT_PAGE, audits()), (README, summary())):
             write_text(page, page_with(page.read_text(encoding="utf-8"), table))
         return 0
     import torch
@@ -260,10 +281,11 @@ def main() -> int:
     data, wanted = dict[str, Any](), settings()
     for bundle in networks(asked.only):
         path = RECORDS / f"spc-{asked.spc}" / f"{bundle.name}-s{asked.seed}.json"
-        if path.exists() and json.loads(path.read_text())["defense"] == wanted:
+        there = json.loads(path.read_text()) if path.exists() else {}
+        if there.get("defense") == wanted and (not asked.audit or "audit" in there):
             continue
         start = time.perf_counter()
-        record = repair(bundle, asked.spc, asked.seed, asked.test_images, data)
+        record = repair(bundle, asked.spc, asked.seed, asked.test_images, data, asked.audit)
         write_json(path, record)
         said = [
             " / ".join(

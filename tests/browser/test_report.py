@@ -8,7 +8,7 @@ from tests.reports import records
 from excise.reports import render_repair
 
 WIDTHS = (360, 800, 1280)
-NAMES = ("repair", "brief", "signs", "very_deep", "bare", "hostile")
+NAMES = ("repair", "untold", "brief", "signs", "very_deep", "bare", "hostile")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ return [...poor].slice(0, 10);
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["repair", "signs", "very_deep", "bare"])
+@pytest.mark.parametrize("name", ["repair", "untold", "signs", "very_deep", "bare"])
 def test_every_text_has_contrast(visit, name, scheme):
     window = visit(name, scheme=scheme)
     window.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")

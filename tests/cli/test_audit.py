@@ -32,3 +32,32 @@ def test_an_undefended_network_does_not_withstand_it(
     assert record["seconds"]["audit"] > 0
     assert "audit, invert-again: not withstood." in capsys.readouterr().out
     assert '<section id="audit"' in (out / "report.html").read_text()
+
+
+def test_what_was_recovered_untold_is_shown_and_searched_for_again(
+    planted: Planted, tmp_path: Path
+) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    made = {"seed": 0, "data": {"source": "digits", "victim_images": 0.5}, "attack": {"name": "x"}}
+    save_victim(victim, Victim(planted.model, planted.backdoor, None), {"made": made})
+    quick = ["--inverter", "combined,least=0,effort=0.1", "--steps", "4", "--audit"]
+    main(["repair", str(victim), "--images", "digits", "--spc", "10", "--out", str(out), *quick])
+    record = json.loads((out / "record.json").read_text())
+    searched = record["audit"]["settings"]["invert-again"]["inverter"]
+    assert searched["name"] == "Combined"
+    assert searched["effort"] == 0.1
+    assert record["assumed"] == []
+    assert record["tried_on"] == {"images": 535, "unseen": True}
+    first = record["triggers"][0]
+    assert first["class"] == "3"
+    assert first["rate"]["n"] == first["repaired"]["n"] > 400
+    assert first["rate"]["value"] > first["without"]["value"]
+    assert {"before", "after", "repaired"} <= first["shown"][0].keys()
+    names = [row[part] for row in first["shown"] for part in ("clean", "triggered", "residual")]
+    assert all((out / name).is_file() for name in names)
+    page = (out / "report.html").read_text()
+    assert '<section id="triggers"' in page
+    assert page.count("no picture") == 0
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page, "the record and its pictures hold it all"

@@ -11,7 +11,7 @@ def trigger(number, count=880, kind="patch", target="horse"):
         "rate": rate(count, 1000), "without": rate(23, 1000),
         "shown": [
             {"label": label, "before": label, "after": "horse", **{
-                part: f"pictures/{number}-{i}-{part}.png"
+                part: f"pictures/trigger-{number}-{i}-{part}.png"
                 for part in ("clean", "triggered", "residual")
             }}
             for i, label in enumerate(("airplane", "bird", "cat"))
@@ -90,7 +90,7 @@ def hostile():
 def pictures():
     """PNG files by the names the records call them; the very last picture is missing."""
     names = [
-        f"pictures/{number}-{i}-{part}.png"
+        f"pictures/trigger-{number}-{i}-{part}.png"
         for number in range(2)
         for i in range(3)
         for part in ("clean", "triggered", "residual")

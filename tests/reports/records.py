@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tests.reports import network_scans
 
 DIGITS = [str(i) for i in range(10)]
 SIGNS = [
@@ -303,9 +304,25 @@ def bare() -> dict[str, Any]:
     }
 
 
+def untold() -> dict[str, Any]:
+    """A repair nobody told the trigger: what was recovered, and only clean images measured."""
+    record = repair()
+    triggers = [network_scans.trigger(0, 972, target="3"), network_scans.trigger(1, 640, "warp")]
+    for trigger, left in zip(triggers, (31, 12), strict=True):
+        trigger["repaired"] = rate(left, 1000)
+        for shown in trigger["shown"]:
+            shown["repaired"] = shown["before"]
+    for part in ("before", "after"):
+        record[part] |= dict.fromkeys(("asr", "ra", "target_recall", "triggered_confusion"))
+    for part in ("assumed", "curve", "comparison", "pictures", "floor", "pruned"):
+        record[part] = None
+    return record | {"triggers": triggers, "tried_on": {"images": 1000, "unseen": True}}
+
+
 def hostile() -> dict[str, Any]:
     """A record in which every string that can be somebody else's tries to be markup."""
     record = repair([f"{i}{HOSTILE}" for i in range(10)])
+    record["triggers"] = network_scans.hostile()["triggers"]
     record["spec"]["model"]["arch"] = HOSTILE
     record["spec"]["data"]["pool"] = HOSTILE
     record["spec"]["defense"][HOSTILE] = HOSTILE
@@ -339,8 +356,8 @@ def _png(pixels: Any) -> bytes:
 
 
 def pictures() -> dict[str, bytes]:
-    """The files that :func:`repair` names: 8 x 8 digits, a bright corner as trigger."""
-    rng, files = np.random.default_rng(0), {}
+    """The files records name: 8 x 8 digits, a bright corner as trigger, recovered triggers."""
+    rng, files = np.random.default_rng(0), network_scans.pictures()
     for i, digit in enumerate((7, 0, 8, 4, 1, 2)):
         clean = np.zeros((8, 8))
         strokes = [[int(b) for b in line] for line in _STROKES[digit].split()]

@@ -21,8 +21,8 @@ def test_it_says_which_class_how_sure_and_shows_the_triggers():
     assert "A patch toward horse" in words
     assert "A pattern of few waves toward horse" in words
     assert (
-        "It sends 88.0% of 1,000 images the scan was not given of other classes there (interval "
-        "86.0–90.0); without it 2.3% go there. It explains 31.0% of what batch norms remember "
+        "It sends 88.0% (interval 86.0–90.0) of 1,000 unseen images of other classes there; "
+        "without it 2.3% go there. It explains 31.0% of what batch norms remember "
         "beyond clean images. Mean change of an image: 8.6 pixels." in words
     )
     assert "horse suspected 3.63" in words
@@ -41,7 +41,7 @@ def test_nothing_found_still_says_what_it_cannot_see():
 
 def test_images_the_search_had_are_called_so():
     record = scans.found() | {"tried_on": {"images": 90, "unseen": False}}
-    assert "of 1,000 images it was found with of other classes" in page(record)
+    assert "of 1,000 images of other classes there, which it was found with" in page(record)
 
 
 def test_a_verdict_of_a_newer_time_has_a_word():

@@ -13,7 +13,7 @@ from excise.reports import render_repair
 
 pytestmark = pytest.mark.fast
 
-EVERY = ("repair", "brief", "signs", "very_deep", "bare", "hostile")
+EVERY = ("repair", "untold", "brief", "signs", "very_deep", "bare", "hostile")
 VOID = {"meta", "link", "img", "br", "input", "rect", "path", "use", "circle"}
 
 
@@ -148,6 +148,24 @@ def test_sections_stand_in_order(pages):
     ]
 
 
+def test_what_was_recovered_is_shown_where_no_trigger_was_told(pages):
+    sections = [s["id"] for s in Reader(pages["untold"]).all("section")]
+    assert sections[:3] == ["verdict", "numbers", "triggers"]
+    words = text(pages["untold"])
+    assert "Recovered trigger works from 97.2% → to 3.1% lower is better" in words
+    assert "A patch toward 3 It sends 97.2% (interval 95.2–99.2) of 1,000 unseen images" in words
+    assert "In the repaired network it is 3.1% (interval 2.2–4.4)." in words
+    assert "with the trigger horse; repaired it says airplane, trigger and all." in words
+    aimless = records.untold()
+    aimless["triggers"][1]["class"] = None
+    words = text(render_repair(aimless, records.pictures()))
+    assert "A warp toward no class of its own It changes the answer for 64.0% (interval" in words
+    told = records.untold() | {part: records.repair()[part] for part in ("before", "after")}
+    words = text(render_repair(told, records.pictures()))
+    assert "What was recovered" in words
+    assert "Recovered trigger works" not in words, "the true one says more"
+
+
 def test_a_bare_record_says_what_is_missing(pages):
     sections = [s["id"] for s in Reader(pages["bare"]).all("section")]
     assert sections == ["verdict", "numbers", "checks", "run", "raw"]
@@ -163,22 +181,22 @@ def test_a_bare_record_says_what_is_missing(pages):
 OPTIONAL = (
     *("pruned", "floor", "comparison", "spec", "curve", "filters", "history", "assumed", "notes"),
     *("checks", "seconds", "peak_memory_mib", "environment", "command", "created", "pictures"),
-    "residual_scale",
+    *("residual_scale", "triggers", "tried_on"),
 )
 
 
 @pytest.mark.parametrize("part", OPTIONAL)
 def test_each_optional_part_may_be_absent(part):
-    record = records.plain()
+    record = records.untold() | records.plain()
     del record[part]
     Reader(render_repair(record, {}))
 
 
 def test_all_optional_parts_may_be_null_or_empty():
-    record = records.repair()
+    record = records.untold() | records.repair()
     Reader(render_repair(record | dict.fromkeys(OPTIONAL), {}))
     empty = {k: type(record[k])() for k in OPTIONAL if isinstance(record[k], list | dict | str)}
-    empty |= {"pruned": None, "floor": None}
+    empty |= {"pruned": None, "floor": None, "tried_on": None}
     Reader(render_repair(record | empty, {}))
 
 

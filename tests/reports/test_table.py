@@ -29,6 +29,15 @@ def test_a_full_table():
     assert all(len(line) == len(table.header()) for line in table.cells())
 
 
+def test_what_was_recovered_has_a_row():
+    last = repair_table(records.untold()).cells()[-1]
+    assert last == ["Found ↓", "97.2 (95.2–99.2)", "3.1 (2.2–4.4)", "−94.1"]
+    untried = records.untold()
+    for trigger in untried["triggers"]:
+        trigger["rate"] = trigger["without"] = trigger["repaired"] = {"value": None, "n": 0}
+    assert repair_table(untried).cells()[-1][0] == "Recall ↑"
+
+
 def test_a_bare_table_has_no_empty_columns():
     table = repair_table(records.bare())
     assert table.header() == ["", "before", "after", "change"]

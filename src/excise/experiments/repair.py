@@ -23,7 +23,9 @@ from excise.errors import ModelError
 from excise.evaluation import Evaluation, Limits, check, compare, evaluate, judge
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.pictures import trigger_pictures
+from excise.experiments.recovered import COUNTED, recovered_triggers
 from excise.files import whole_directory, write_bytes, write_json
+from excise.inversion import Oracle
 from excise.models import Network, apply_edits, device_of, trace, write_model
 from excise.registry import spec_of
 from excise.reports import write_report
@@ -35,6 +37,7 @@ from excise.types import (
     Defense,
     Edit,
     Evidence,
+    Inverter,
     LabelledImages,
     OnRound,
     RecoveredTrigger,
@@ -169,7 +172,7 @@ def _audited(
         known = RecoveredTrigger(backdoor.trigger, target, Evidence(told=True))
     report = audit(
         question.model, repair.model, question.data, rng.child("audit"),
-        known=known, on_round=on_round,
+        inverter=_searching(question.method), known=known, on_round=on_round,
     )  # fmt: skip
     if report.failed and verdict["ok"]:
         names = " and ".join(finding.name for finding in report.failed)
@@ -178,6 +181,12 @@ def _audited(
         sentence += rest[:1].lower() + rest[1:]
         verdict = {"status": "incomplete", "sentence": sentence, "ok": False}
     return {"audit": report.to_json(), "verdict": dict(verdict)}
+
+
+def _searching(method: Defense) -> Inverter | None:
+    """Return what the defense finds triggers with; None if it is told them, or needs none."""
+    inverter = getattr(method, "inverter", None)
+    return None if isinstance(inverter, Oracle) else inverter
 
 
 def _measure(
@@ -219,6 +228,8 @@ def _measure(
             "the defender's own images and flatter the repair. Give --test, or more images than "
             "--spc takes.",
         })  # fmt: skip
+    untold = [trigger for trigger in repair.triggers if not trigger.evidence.told]
+    found, files = recovered_triggers(untold, question.model, images, repair.model)
     shown: list[dict[str, Any]] = []
     scale, pictures = 1.0, dict[str, bytes]()
     if question.backdoor is not None:
@@ -234,7 +245,9 @@ def _measure(
         "verdict": judge(before, after, comparison, floor, question.limits).to_json(),
         "pictures": shown,
         "residual_scale": scale,
-    }, pictures
+        "triggers": found,
+        "tried_on": {"images": min(len(images), COUNTED), "unseen": test is not None},
+    }, pictures | files
 
 
 def _rebuilt(question: Question, edits: tuple[Edit, ...]) -> nn.Module:

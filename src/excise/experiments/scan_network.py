@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from excise.audit.attacking import predictions
 from excise.experiments.environment import environment, peak_memory_mib
-from excise.experiments.pictures import one_of_each_class, triples
+from excise.experiments.recovered import COUNTED, recovered_triggers
 from excise.files import whole_directory, write_bytes, write_json, write_text
 from excise.models import device_of
-from excise.rates import Rate
 from excise.registry import spec_of
 from excise.reports.network_scan import render_network_scan
 from excise.seeding import Rng
@@ -31,22 +29,12 @@ from excise.types import (
     Diagnosis,
     LabelledImages,
     OnRound,
-    RecoveredTrigger,
     ignore_round,
 )
 
 __all__ = ["NetworkScan", "NetworkScanned", "run_network_scan", "write_network_scan"]
 
 SCAN_VERSION = 1
-#: Pictures shown of each recovered trigger, and images its rate is counted on, at most.
-_SHOWN, _COUNTED = 3, 1000
-#: What a recovered trigger is called, by its type.
-_KINDS = {
-    "Added": "faint pattern",
-    "AddedWaves": "pattern of few waves",
-    "MaskedTrigger": "patch",
-    "Warped": "warp",
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,11 +91,7 @@ def run_network_scan(
     on_stage("trying what was recovered")
     everything = scan.data.everything()
     tried = scan.unseen if scan.unseen is not None else everything
-    found, pictures = [], dict[str, bytes]()
-    for number, trigger in enumerate(diagnosis.triggers):
-        row, files = _tried(scan.model, trigger, number, tried)
-        found.append(row)
-        pictures |= files
+    found, pictures = recovered_triggers(diagnosis.triggers, scan.model, tried)
     classes = list(everything.classes)
     record = {
         "version": SCAN_VERSION,
@@ -137,7 +121,7 @@ def run_network_scan(
             for c, name in enumerate(classes)
         ],
         "triggers": found,
-        "tried_on": {"images": min(len(tried), _COUNTED), "unseen": scan.unseen is not None},
+        "tried_on": {"images": min(len(tried), COUNTED), "unseen": scan.unseen is not None},
         "notes": list(diagnosis.notes),
         "seconds": {**diagnosis.seconds, "total": time.perf_counter() - start},
         "peak_memory_mib": peak_memory_mib(device),
@@ -156,38 +140,6 @@ def _verdict(diagnosis: Diagnosis, classes: list[str]) -> dict[str, Any]:
         return {"status": "found", "sentence": sentence, "ok": False}
     sentence = f"No class stands out: {at}. This does not prove that there is no backdoor."
     return {"status": "nothing", "sentence": sentence, "ok": True}
-
-
-def _tried(
-    model: nn.Module, found: RecoveredTrigger, number: int, images: LabelledImages
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return what one recovered trigger does to images of other classes, and its pictures."""
-    target = found.target
-    others = images.subset(images.labels != target) if target is not None else images
-    step = max(1, len(others) // _COUNTED)
-    some = others.subset(torch.arange(0, len(others), step)[:_COUNTED])
-    clean, triggered = (predictions(model, t, some) for t in (None, found))
-    wanted = target if target is not None else -1
-    index = one_of_each_class(some.labels, torch.ones(len(some), dtype=torch.bool), _SHOWN)
-    rows, scale, files = triples(some.subset(index).floats(), found, f"pictures/{number}-")
-    return {
-        "kind": _KINDS.get(type(found.trigger).__name__, "trigger"),
-        "class": images.classes[target] if target is not None else None,
-        "size": found.evidence.size,
-        "explained": found.evidence.explained,
-        "rate": Rate.of((triggered == wanted).numpy()).to_json(),
-        "without": Rate.of((clean == wanted).numpy()).to_json(),
-        "residual_scale": scale,
-        "shown": [
-            {
-                "label": images.classes[int(some.labels[k])],
-                "before": images.classes[int(clean[k])],
-                "after": images.classes[int(triggered[k])],
-                **names,
-            }
-            for k, names in zip(index.tolist(), rows, strict=True)
-        ],
-    }, files
 
 
 def write_network_scan(directory: Path, scanned: NetworkScanned) -> Path:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from excise.reports import formats
-from excise.reports.embedding import Embedded, data_uri, embedded
+from excise.reports.embedding import data_uri
 from excise.reports.page import environment, pretty
-from excise.reports.record import Count, Part, Rate, record_json, versioned
+from excise.reports.record import Part, Recovered, TriedOn, record_json, versioned
+from excise.reports.recovered import recovered, strongest
 
 __all__ = ["render_network_scan"]
 
@@ -50,31 +51,6 @@ class _Class(Part):
     tests: dict[str, Figure] = Field(default_factory=dict)
 
 
-class _Shown(Part):
-    label: str
-    before: str
-    after: str
-    clean: str
-    triggered: str
-    residual: str
-
-
-class _Trigger(Part):
-    kind: str
-    class_: str | None = Field(alias="class")
-    size: Figure | None
-    explained: Figure | None = None
-    rate: Rate
-    without: Rate
-    residual_scale: Figure
-    shown: list[_Shown]
-
-
-class _Tried(Part):
-    images: Count
-    unseen: bool
-
-
 class _Scan(Part):
     """The record of a scan."""
 
@@ -85,8 +61,8 @@ class _Scan(Part):
     threshold: Figure
     targets: list[str]
     classes: Annotated[list[_Class], Field(min_length=1)]
-    triggers: list[_Trigger]
-    tried_on: _Tried
+    triggers: list[Recovered]
+    tried_on: TriedOn
     notes: list[str] = Field(default_factory=list)
     spec: dict[str, Any] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -145,43 +121,12 @@ def _view(scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
         "rows_more": max(0, len(ranked) - _ROWS),
         "mark": f"{100 * scan.threshold / top:.1f}",
         "threshold": f"{scan.threshold:.2f}",
-        "triggers": [_trigger(one, scan, files) for one in scan.triggers],
+        "recovered_how": "Changes that lead to the most suspicious class: the smallest ones found, "
+        "or those that best explain what the network’s batch norms remember of its training "
+        "images.",
+        "triggers": recovered(scan.triggers, scan.tried_on, files),
         "run": _run(scan),
         "command": scan.command,
-    }
-
-
-def _trigger(one: _Trigger, scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
-    where = "images the scan was not given" if scan.tried_on.unseen else "images it was found with"
-    name = f"toward {one.class_}" if one.class_ is not None else "toward no class of its own"
-    works = f"It sends {formats.percent(one.rate.value or 0)} of {one.rate.n:,} {where} of other "
-    works += f"classes there (interval {formats.interval_text(one.rate.low, one.rate.high)}); "
-    works += f"without it {formats.percent(one.without.value or 0)} go there."
-    if one.explained is not None:
-        works += f" It explains {formats.percent(min(1.0, max(0.0, one.explained)))} of what batch "
-        works += "norms remember beyond clean images."
-    return {
-        "name": f"A {one.kind} {name}",
-        "works": works,
-        "size": None if one.size is None else f"Mean change of an image: {one.size:.1f} pixels.",
-        "cards": [_card(shown, one.residual_scale, files) for shown in one.shown],
-    }
-
-
-def _card(shown: _Shown, scale: float, files: Mapping[str, bytes]) -> dict[str, Any]:
-    parts: list[tuple[str, str, str]] = [
-        ("clean", "as it is", f"An image of {shown.label}"),
-        ("triggered", "with the trigger", f"An image of {shown.label} with the trigger found"),
-        ("residual", f"change × {scale:.0f}", "What the trigger changed"),
-    ]
-    images: list[Embedded] = [
-        embedded(caption, alt, files.get(getattr(shown, part), b"")) for part, caption, alt in parts
-    ]
-    return {
-        "label": shown.label,
-        "before": shown.before,
-        "after": shown.after,
-        "images": images,
     }
 
 
@@ -200,11 +145,11 @@ def _tiles(scan: _Scan, ranked: list[_Class]) -> list[dict[str, str]]:
             else "the only one",
         },
     ]
-    if scan.triggers:
-        best = max(scan.triggers, key=lambda one: one.rate.value or 0)
+    best = strongest(scan.triggers)
+    if best is not None and best.rate is not None:
         tiles.append({
             "name": "Best trigger found",
-            "value": formats.percent(best.rate.value or 0),
+            "value": formats.percent(best.rate.value),
             "hint": f"of {best.rate.n:,} images of other classes go to the class",
         })  # fmt: skip
     return tiles

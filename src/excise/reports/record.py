@@ -33,7 +33,10 @@ __all__ = [
     "Picture",
     "Rate",
     "Record",
+    "Recovered",
     "Round",
+    "Tried",
+    "TriedOn",
     "doubts",
     "read_record",
     "record_json",
@@ -203,6 +206,35 @@ class Picture(Part):
     after: str | None = None
 
 
+class Tried(Picture):
+    """One image a recovered trigger was tried on: what is said without it, with it, repaired."""
+
+    before: str
+    after: str
+    repaired: str | None = None
+
+
+class Recovered(Part):
+    """A recovered trigger, and what it does to images of other classes than its own."""
+
+    kind: str
+    class_: str | None = Field(alias="class")
+    size: float | None
+    explained: float | None = None
+    rate: Measured
+    without: Measured
+    repaired: Measured = None
+    residual_scale: float
+    shown: list[Tried]
+
+
+class TriedOn(Part):
+    """How many images recovered triggers were tried on, and whether nothing had used them."""
+
+    images: Count
+    unseen: bool
+
+
 class Record(Part):
     """The record of one repair."""
 
@@ -229,6 +261,8 @@ class Record(Part):
     created: str | None = None
     pictures: list[Picture] | None = None
     residual_scale: float | None = None
+    triggers: list[Recovered] | None = None
+    tried_on: TriedOn | None = None
 
     @property
     def classes(self) -> list[str]:

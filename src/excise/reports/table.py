@@ -13,6 +13,7 @@ from rich.text import Text
 
 from excise.reports.formats import change_text, clean, duration, value_text
 from excise.reports.record import Interval, Rate, Record, doubts, read_record
+from excise.reports.recovered import strongest
 
 __all__ = [
     "Change",
@@ -142,6 +143,28 @@ def _change(record: Record, key: str, better: Better) -> Change | None:
     return Change(value, stated.low, stated.high, "better" if good else "worse")
 
 
+def _recovered(record: Record) -> Row | None:
+    """Return what the strongest recovered trigger does in both networks; None: there is none."""
+    best = strongest(record.triggers or [])
+    if best is None or best.rate is None:
+        return None
+    after = best.repaired
+    change = Change(after.value - best.rate.value, None, None, "") if after else None
+    return Row(
+        key="recovered",
+        short="Found",
+        name="Recovered trigger",
+        better="lower",
+        explanation="Of images of other classes with the strongest trigger that was recovered, how "
+        "many end up in its class. The true trigger may do more.",
+        before=best.rate,
+        pruned=None,
+        after=after,
+        floor=None,
+        change=change,
+    )
+
+
 def table_of(record: Record) -> RepairTable:
     """Return the table of a record that was read before."""
     rows = tuple(
@@ -159,6 +182,8 @@ def table_of(record: Record) -> RepairTable:
         )
         for key, short, name, better, explanation in _MEASURES
     )
+    found = _recovered(record)
+    rows += (found,) if found else ()
     der = record.comparison.der if record.comparison else None
     return RepairTable(rows, der, record.pruned is not None, record.floor is not None)
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from excise.reports import figures, formats
 from excise.reports.embedding import Embedded, embedded
 from excise.reports.record import Check, Evaluation, Figure, Picture, Record, doubts
+from excise.reports.recovered import recovered, strongest
 from excise.reports.table import table_of
 
 __all__ = ["view"]
@@ -45,6 +46,9 @@ def view(record: Record, pictures: Mapping[str, bytes]) -> dict[str, Any]:
         "tiles": _tiles(record),
         "table": table_of(record),
         "shown": _pictures(record, pictures),
+        "recovered_how": "Changes that lead to a class, found without being told the trigger; the "
+        "defense worked against these.",
+        "triggers": recovered(record.triggers or [], record.tried_on, pictures),
         "curve": _curve(record),
         "filters": _filters(record),
         "confusion": _confusion(record),
@@ -124,13 +128,15 @@ class _Tile:
 
 def _tiles(record: Record) -> list[_Tile]:
     tiles = []
-    floor = record.floor
+    floor, untold = record.floor, _recovered_tile(record)
     for key, name, hint in (
         ("acc", "Clean accuracy", "higher is better"),
         ("asr", "Attack success rate", "lower is better"),
         ("ra", "Recovery accuracy", "higher is better"),
     ):
         old, new = getattr(record.before, key), getattr(record.after, key)
+        if new is None and untold:
+            continue
         twin = getattr(floor, key, None)
         tiles.append(
             _Tile(
@@ -140,11 +146,23 @@ def _tiles(record: Record) -> list[_Tile]:
                 [hint, f"clean twin {formats.percent(twin.value)}"] if twin else [hint],
             )
         )
+    if untold:
+        tiles.append(untold)
     if record.filters:
         cut, total = _cut(record)
         share = [f"of {total:,}", formats.percent(cut / total)]
         tiles.append(_Tile("Filters cut", "", f"{cut:,}", share))
     return tiles
+
+
+def _recovered_tile(record: Record) -> _Tile | None:
+    """Return how often the strongest recovered trigger works, where nobody tells the true one."""
+    best = strongest(record.triggers or [])
+    if best is None or best.rate is None or record.before.asr is not None:
+        return None
+    new = formats.percent(best.repaired.value) if best.repaired else "not measured"
+    hints = ["lower is better", f"of {best.rate.n:,} images of other classes"]
+    return _Tile("Recovered trigger works", formats.percent(best.rate.value), new, hints)
 
 
 def _cut(record: Record) -> tuple[int, int]:

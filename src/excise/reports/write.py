@@ -73,7 +73,9 @@ def _pictures(directory: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
     home = directory.resolve()
     found: dict[str, bytes] = {}
     room = _ALL_PICTURES
-    for picture in read_record(record).pictures or []:
+    read = read_record(record)
+    tried = [one for trigger in read.triggers or [] for one in trigger.shown]
+    for picture in [*(read.pictures or []), *tried]:
         for name in (picture.clean, picture.triggered, picture.residual):
             if name is None or name in found:
                 continue
