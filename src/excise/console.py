@@ -25,6 +25,10 @@ _WORDS = {
 }
 
 
+#: What a row counts, the first of these that it has.
+_COUNTED = ("epoch", "round", "step", "iteration")
+
+
 class Story:
     """Shows stages and rounds on standard error; results go to standard output.
 
@@ -74,11 +78,11 @@ class Story:
 
     @staticmethod
     def _place(row: Row) -> str:
-        if "epoch" in row:
-            of = f" of {row['epochs']}" if "epochs" in row else ""
-            return f"epoch {row['epoch']}{of}"
+        kind = next((kind for kind in _COUNTED if kind in row), None)
         where = f", {row['layer']} filter {row['index']}" if "layer" in row else ""
-        return f"round {row.get('round', '')}{where}"
+        of = f" of {row['epochs']}" if kind == "epoch" and "epochs" in row else ""
+        number = f"{kind} {row[kind]}{of}{where}" if kind else ""
+        return ", ".join(part for part in (str(row.get("stage", "")), number) if part)
 
     @staticmethod
     def _figures(row: Row) -> list[str]:

@@ -80,6 +80,44 @@ def test_the_tables_of_scan_and_repair_without_a_trigger_are_made_from_their_rec
     assert text == script.page_with(text), f"run: python benchmarks/{name}.py --write"
 
 
+def test_the_ratios_against_peers_are_made_from_their_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("against_peers")
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert page == script.page_with(page), "run: python benchmarks/against_peers.py --write"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "expected a checkout of BackdoorBench, got .* without .*/clp.py. Give its path"),
+        ("import no_such_package", "No module named 'no_such_package'.* Install it beside Excise"),
+        ("import utils.no_such_part", "expected a whole checkout .* Check it out anew"),
+    ],
+)
+def test_a_peer_that_cannot_be_imported_is_bad_input(
+    source: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("against_peers")
+    if source is not None:
+        (tmp_path / "defense").mkdir()
+        for name in script.Peer.MODULES:
+            (tmp_path / "defense" / f"{name}.py").write_text(source)
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # what the script sets, so that it is taken back
+    monkeypatch.setattr("sys.argv", ["against_peers.py", "--backdoorbench", str(tmp_path)])
+    assert script.main() == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
+
+
 def test_the_calibration_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("scan_networks")

@@ -114,6 +114,15 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
+def test_a_clean_twin_is_planted_by_the_same_command(tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    assert run("plant", "--attack", "none", "--data", "digits", "--out", twin, "--recipe.epochs", 1,
+               "--model", "excise:preactresnet18,width=4") == 0  # fmt: skip
+    card = json.loads((twin / "card.json").read_text())
+    assert card["made"]["attack"] == {"name": "none"}
+    assert card["measured"]["asr"] is None
+
+
 def test_the_same_seed_gives_the_same_bytes(victim: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         run("repair", victim, "--images", "digits", "--trigger", victim, "--spc", 4,

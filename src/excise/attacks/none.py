@@ -7,6 +7,7 @@ the target class now and then (docs/conventions.md, "Floors").
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -25,6 +26,9 @@ __all__ = ["NoAttack"]
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NoAttack:
     """Trains on clean images; with a victim's seed it draws the same weights and batches."""
+
+    #: Those of every attack, which name what the seed draws: here nothing.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"seeded": {}, "field": {}}
 
     def plant(
         self,

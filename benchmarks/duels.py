@@ -1,0 +1,697 @@
+"""The duels of ``against_peers.py``: a method's inner work on our side and on the peer's.
+
+Each pair of functions does the same work on the same victim, images, steps and batch size, and
+says how long it took. What is left out of theirs, and why, stands in ``against_peers.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# A script's own directory is first on the path, so its neighbors need no package.
+from peers import Nothing, Peer, nothing, replaced, with_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from excise.types import DefenderData, LabelledImages, Repair, Row
+
+SPC = 10
+
+
+class Timed(NamedTuple):
+    """The work that is compared: how long it took, and what came out of it."""
+
+    seconds: float
+    cpu: float
+    result: Any
+
+
+@dataclass(frozen=True)
+class Field:
+    """The victim and the images both sides work on.
+
+    Args:
+        model: the victim, on [0, 1] images.
+        data: the defender's 100 images; ten of them held out.
+        trigger: the victim's own, for the one method that is told it.
+        channels_last: whether the peer's network has our order of memory, too.
+    """
+
+    model: nn.Module
+    data: DefenderData
+    trigger: Callable[[Tensor], Tensor]
+    channels_last: bool
+
+    def copied(self) -> nn.Module:
+        """Return a copy of the victim for the peer."""
+        import torch
+
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return copy.deepcopy(self.model).to(memory_format=order)
+
+    def body(self) -> nn.Module:
+        """Return such a copy without its first layer: the peer normalizes in its loader.
+
+        Layout, names and order of the modules are those of the peer's network of that name.
+        """
+        return self.copied().get_submodule("body")
+
+
+def field_of(bundle: Path, *, channels_last: bool = False) -> Field:
+    from excise.attacks import load_victim
+    from excise.data import defender_data, load_data
+    from excise.experiments.plant import pool_of
+    from excise.seeding import Rng
+
+    victim, card = load_victim(bundle)
+    made = card["made"]
+    train = load_data(made["data"]["source"]).train
+    pool = pool_of(train, made["seed"], made["data"]["victim_images"]).pool
+    data = defender_data(pool, spc=SPC, rng=Rng(0).child("sample"))
+    assert victim.backdoor is not None
+    return Field(victim.model, data, victim.backdoor.trigger, channels_last)
+
+
+def now() -> tuple[float, float]:
+    """Return what the clock says, and the processor time this process has used."""
+    return time.perf_counter(), time.process_time()
+
+
+def timed(start: tuple[float, float], end: tuple[float, float], result: Any) -> Timed:
+    return Timed(end[0] - start[0], end[1] - start[1], result)
+
+
+def clocked(work: Callable[[], Any]) -> Timed:
+    start = now()
+    result = work()
+    return timed(start, now(), result)
+
+
+class EnoughError(Exception):
+    """All rounds asked for are timed."""
+
+
+def repaired(
+    method: Any, field: Field, seed: int, *, stage: str = "", rounds: int | None = None
+) -> Timed:
+    """Time a repair of ours.
+
+    Args:
+        method: the defense.
+        field: what it is given.
+        seed: of what it draws.
+        stage: stop the clock at the last row of this stage; else at the end.
+        rounds: break off after so many rows of it.
+    """
+    from excise.seeding import Rng
+
+    marks: list[tuple[float, float]] = []
+
+    def on_round(row: Row) -> None:
+        if row["stage"] == stage:
+            marks.append(now())
+            if len(marks) == rounds:
+                raise EnoughError
+
+    result: Repair | None = None
+    start = now()
+    with contextlib.suppress(EnoughError):
+        result = method.repair(field.model, field.data, Rng(seed), on_round=on_round)
+    return timed(start, marks[-1] if stage else now(), result)
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One method on both sides.
+
+    Args:
+        method: its name here.
+        steps: how much work, in words.
+        ours: given a number, does the work and says how long it took.
+        theirs: likewise.
+        agree: from the two results, in words, whether they agree; only where they must.
+        note: what the peer does differently, or more.
+        pairs: how many at most; a slow one has few.
+    """
+
+    method: str
+    steps: str
+    ours: Callable[[int], Timed]
+    theirs: Callable[[int], Timed]
+    agree: Callable[[Any, Any], str] | None = None
+    note: str = ""
+    pairs: int = 5
+
+
+def clp(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import CLP
+
+    def theirs(_: int) -> Timed:
+        def work() -> nn.Module:
+            net = field.body()
+            peer.defense["clp"].CLP_prune(net, 3)
+            return net
+
+        return clocked(work)
+
+    def agree(mine: Repair, other: nn.Module) -> str:
+        from excise.models import trace
+
+        owned = {unit.owner for unit in trace(field.model, field.data.train.floats()[:1])}
+        a, b = silenced(mine.model), {(f"body.{name}", i) for name, i in silenced(other)}
+        shared = {pair for pair in b if pair[0] in owned}
+        same = "the same" if a == shared else f"{len(a ^ shared)} others"
+        more = f"; theirs {len(b - shared)} more" if b - shared else ""
+        return f"{len(a)} channels, {same} where one batch norm owns the convolution{more}"
+
+    return Duel(
+        "clp", "u = 3", lambda i: repaired(CLP(), field, i), theirs, agree,
+        "a loop over filters, an SVD each; ours traces the network too",
+    )  # fmt: skip
+
+
+def silenced(model: nn.Module) -> set[tuple[str, int]]:
+    """Return batch norm and number of every channel whose γ is zero."""
+    from torch import nn
+
+    return {
+        (name, index)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for index in (module.weight == 0).nonzero().flatten().tolist()
+    }
+
+
+def bnp(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import BNP
+
+    module, images = peer.defense["bnp"], field.data.everything()
+    batch = next(iter(peer.loader(images, len(images), augment=False)))
+
+    class Once:
+        """A loader of one batch, whose iterator has the method ``next`` of old torch."""
+
+        def __iter__(self) -> Once:
+            return self
+
+        def __next__(self) -> Any:
+            return batch
+
+        next = __next__
+
+    def theirs(_: int) -> Timed:
+        def work() -> nn.Module:
+            net = with_norms(field.body(), module.mbns_model.BatchNorm2d_MBNS)
+            loaders = {"clean_train": Once(), "bd_train": Once()}
+            module.bnp_defense(net.eval(), 3, loaders, SimpleNamespace(device="cpu"))
+            return net
+
+        return clocked(work)
+
+    def agree(mine: Repair, other: nn.Module) -> str:
+        a, b = silenced(mine.model), {(f"body.{name}", i) for name, i in silenced(other)}
+        return (
+            f"{len(a & b)} channels in common, ours alone {len(a - b)}, theirs alone {len(b - a)}"
+        )
+
+    return Duel(
+        "bnp", "u = 3", lambda i: repaired(BNP(batch_size=len(images)), field, i), theirs, agree,
+        "theirs runs the network on two batches, here the same; its divergence has ln for ½ ln",
+    )  # fmt: skip
+
+
+def anp(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import ANP
+
+    iterations, batch = 4, 32
+    module = peer.defense["anp"]
+
+    def theirs(_: int) -> Timed:
+        import torch
+        from torch.utils.data import RandomSampler
+
+        args = peer.args("anp")
+        images = peer.dataset(field.data.train, augment=True)
+        sampler = RandomSampler(images, replacement=True, num_samples=iterations * batch)
+        loader = peer.loader(field.data.train, batch, augment=True, sampler=sampler)
+
+        def work() -> None:
+            net = with_norms(field.body(), module.anp_model.NoisyBatchNorm2d)
+            named = dict(net.named_parameters())
+            masks = [value for name, value in named.items() if "neuron_mask" in name]
+            noise = [value for name, value in named.items() if "neuron_noise" in name]
+            module.mask_train(
+                args, net, torch.nn.CrossEntropyLoss(),
+                torch.optim.SGD(masks, lr=0.2, momentum=0.9),
+                torch.optim.SGD(noise, lr=args.anp_eps / args.anp_steps), loader,
+            )  # fmt: skip
+
+        with replaced(module, args=args):
+            return clocked(work)
+
+    method = ANP(iterations=iterations, batch_size=batch)
+    return Duel(
+        "anp", f"{iterations} iterations of {batch}",
+        lambda i: repaired(method, field, i, stage="mask"), theirs,
+        note="theirs also takes the gradients of all weights, which do not move",
+    )  # fmt: skip
+
+
+def rnp(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import RNP
+
+    epochs, batch = 1, 50
+    module = peer.defense["rnp"]
+
+    def theirs(_: int) -> Timed:
+        import torch
+
+        loader = peer.loader(field.data.everything(), batch, augment=True)
+
+        def stage(trainer: Any, optimizer: Any) -> None:
+            ready(trainer, loader, optimizer, None)
+            for _ in range(epochs):
+                trainer.train_one_epoch_on_mix(verbose=1)
+
+        def work() -> None:
+            net = field.body()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+            stage(module.UnlearnModelTrainer(net, 0.2), optimizer)
+            masked = with_norms(copy.deepcopy(net), module.rnp_model.MaskBatchNorm2d)
+            masks = [value for name, value in masked.named_parameters() if "neuron_mask" in name]
+            stage(
+                module.RecoverModelTrainer(masked, 0.2),
+                torch.optim.SGD(masks, lr=0.2, momentum=0.9),
+            )
+
+        return clocked(work)
+
+    method = RNP(
+        unlearning_epochs=epochs, unlearning_accuracy=0, recovering_epochs=epochs, batch_size=batch
+    )
+    return Duel(
+        "rnp", f"{epochs} + {epochs} epoch, batch {batch}",
+        lambda i: repaired(method, field, i, stage="recover"), theirs,
+        note="theirs, when it recovers, also takes the gradients of all weights, which do not move",
+    )  # fmt: skip
+
+
+def ready(trainer: Any, loader: Any, optimizer: Any, scheduler: Any) -> None:
+    """Give a trainer of the peer's what it needs to train, and nothing to test on or to save."""
+    import torch
+
+    trainer.set_with_dataloader(
+        loader, {}, torch.nn.CrossEntropyLoss(), optimizer, scheduler, "cpu", False, 0, "", "",
+        non_blocking=False,
+    )  # fmt: skip
+    trainer.agg_save_dataframe = nothing
+
+
+def ft(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import FineTuning
+
+    epochs, batch = 2, 50
+    module, args = peer.defense["ft"], peer.args("ft", epochs=epochs, batch_size=batch)
+
+    def theirs(_: int) -> Timed:
+        loader = peer.loader(field.data.everything(), batch, augment=True)
+
+        def work() -> None:
+            net = field.body()
+            trainer = module.PureCleanModelTrainer(net)
+            ready(trainer, loader, *module.argparser_opt_scheduler(net, args))
+            for _ in range(epochs):
+                trainer.train_one_epoch_on_mix()
+
+        return clocked(work)
+
+    method = FineTuning(epochs=epochs, batch_size=batch)
+    return Duel(
+        "ft", f"{epochs} epochs, batch {batch}", lambda i: repaired(method, field, i), theirs
+    )
+
+
+def ft_sam(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import FTSAM
+
+    epochs, batch = 2, 50
+    module = peer.defense["ft-sam"]
+    args = peer.args("ft-sam", batch_size=batch, adaptive=True, print_freq=10**9)
+
+    def theirs(_: int) -> Timed:
+        loader = peer.loader(field.data.everything(), batch, augment=True)
+        method = object.__new__(module.dsam)  # its constructor reads files
+
+        def work() -> None:
+            net = field.body()
+            base, scheduler = module.argparser_opt_scheduler(net, args)
+            radius = module.ProportionScheduler(
+                scheduler, max_lr=args.lr, min_lr=0.0,
+                max_value=args.rho_max, min_value=args.rho_min,
+            )  # fmt: skip
+            optimizer = module.SAM(
+                net.parameters(), base, net, args.alpha, radius, adaptive=args.adaptive
+            )
+            for epoch in range(epochs):
+                method._train_sam(args, loader, net, optimizer, scheduler, None, epoch)
+
+        return clocked(work)
+
+    method = FTSAM(epochs=epochs, batch_size=batch)
+    return Duel(
+        "ft-sam", f"{epochs} epochs, batch {batch}", lambda i: repaired(method, field, i), theirs
+    )
+
+
+def i_bau(peer: Peer, field: Field) -> Duel:
+    """Compare the hypergradient alone: the rest of theirs asks for a GPU by name.
+
+    Both sides get one and the same inner and outer loss, ours.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from excise.models import working_copy
+    from excise.training.hypergradient import hypergradient
+
+    batch, iterations = 50, 5
+    module, some = peer.defense["i-bau"], field.data.train.subset(torch.arange(batch))
+    delta = torch.rand((1, *some.shape), generator=torch.Generator().manual_seed(0)) / 10
+    gets = torch.zeros(batch, 1, 1, 1)
+    gets[0] = 1
+
+    def losses(net: nn.Module, images: Tensor) -> tuple[Callable[..., Tensor], ...]:
+        def inner(change: Tensor) -> Tensor:
+            return 1e-3 * change.square().sum() - F.cross_entropy(net(images + change), some.labels)
+
+        def outer(change: Tensor) -> Tensor:
+            return F.cross_entropy(net(images + gets * change), some.labels)
+
+        return inner, outer
+
+    def ours(_: int) -> Timed:
+        net = working_copy(field.model)
+        images = some.floats().contiguous(memory_format=torch.channels_last)
+        inner, outer = losses(net, images)
+        weights = list(net.parameters())
+        return clocked(
+            lambda: hypergradient(inner, outer, delta, weights, rate=0.1, iterations=iterations)[0]
+        )
+
+    def theirs(_: int) -> Timed:
+        net = field.copied()
+        inner, outer = losses(net, some.floats())
+        # Theirs hands over a list of parts, of which the only one has no batch dimension.
+        step = module.GradientDescent(lambda parts, weights: inner(parts[0][None]), 0.1)
+        weights = list(net.parameters())
+
+        def work() -> Any:
+            return module.fixed_point(
+                delta, weights, iterations, step, lambda parts, weights: outer(parts[0][None])
+            )
+
+        return clocked(work)
+
+    def agree(mine: Sequence[Tensor], other: Sequence[Tensor]) -> str:
+        a, b = (torch.cat([part.flatten() for part in parts]) for parts in (mine, other))
+        return f"gradients differ by {float((a - b).norm() / b.norm()):.0e} of their length"
+
+    return Duel(
+        "i-bau", f"a hypergradient of {batch} images, K = {iterations}", ours, theirs, agree,
+        "theirs takes two passes for the gradients of the outer loss and one for a product with "
+        "zero",
+    )  # fmt: skip
+
+
+def nad(peer: Peer, field: Field) -> Duel:
+    from excise.defenses import NAD
+
+    epochs, batch = 1, 50
+    module, args = peer.defense["nad"], peer.args("nad", batch_size=batch)
+
+    def theirs(_: int) -> Timed:
+        loader = peer.loader(field.data.everything(), batch, augment=True)
+
+        def work() -> None:
+            student, teacher = field.body(), field.body().eval()
+            losses = {"criterionCls": module.argparser_criterion(args)}
+            losses["criterionAT"] = module.AT(args.p)
+            trainer = module.NADModelTrainer(student, teacher, losses)
+            optimizer, scheduler = module.argparser_opt_scheduler(student, args)
+            ready(trainer, loader, optimizer, scheduler)
+            nets = {"student": student, "teacher": teacher}
+            for epoch in range(epochs):
+                trainer.train_epoch(args, loader, nets, optimizer, scheduler, losses, epoch)
+
+        return clocked(work)
+
+    method = NAD(epochs=epochs, teacher_epochs=0, batch_size=batch)
+    return Duel(
+        "nad", f"{epochs} epoch of distillation, batch {batch}",
+        lambda i: repaired(method, field, i, stage="distill"), theirs,
+        note="theirs runs both networks anew for each of three maps; ours taps one pass",
+    )  # fmt: skip
+
+
+def fp(peer: Peer, field: Field) -> Duel:
+    import torch
+
+    from excise.defenses import FP
+
+    module, data = peer.defense["fp"], field.data
+    held = data.held_out("Fine-Pruning")
+    # What never stops either side before the last feature.
+    method = FP(max_relative_accuracy_drop=1, epochs=0)
+
+    def theirs(_: int) -> Timed:
+        tested = peer.dataset(held, augment=False)
+        triggered = peer.dataset(held.subset(torch.arange(1)), augment=False)
+        evaluate = module.given_dataloader_test
+
+        def clean_only(net: Any, loader: Any, *rest: Any) -> Any:
+            # The other two evaluations of a round are on triggered test images.
+            return (
+                ({"test_acc": 0.0},) if len(loader.dataset) == 1 else evaluate(net, loader, *rest)
+            )
+
+        with tempfile.TemporaryDirectory() as folder:
+            work = module.FinePrune()
+            work.args = peer.args(
+                "fp", acc_ratio=2, defense_save_path=folder, batch_size=256, index=None
+            )
+            work.attack_result = {
+                "clean_train": self_wrapped(peer, data.train),
+                "clean_test": tested,
+                "bd_test": triggered,
+            }
+
+            def prune() -> None:
+                work.netC = field.body().eval().requires_grad_(False)
+                work.defense()
+
+            with replaced(
+                module, given_dataloader_test=clean_only, Metric_Aggregator=Nothing,
+                general_plot_for_epoch=nothing, save_defense_result=nothing,
+                BackdoorModelTrainer=Nothing,
+            ):  # fmt: skip
+                return clocked(prune)
+
+    return Duel(
+        "fp", "activations, then 64 rounds of 2 features, no tuning",
+        lambda i: repaired(method, field, i, stage="prune"), theirs,
+        note="theirs runs the whole network in each round; ours runs it once, then the last layer",
+    )  # fmt: skip
+
+
+def self_wrapped(peer: Peer, images: LabelledImages) -> Any:
+    """Return images as a stored attack of the peer's has them, for it to draw from and wrap."""
+    return peer.datasets.dataset_wrapper_with_transform(
+        peer.pictures(images), peer.transforms.get_transform("cifar10", 32, 32, train=True)
+    )
+
+
+def sau(peer: Peer, field: Field) -> Duel:
+    import torch
+
+    from excise.defenses import SAU
+
+    rounds, batch = 1, 50
+    module, images = peer.defense["sau"], field.data.everything()
+
+    def theirs(_: int) -> Timed:
+        one = field.data.train.subset(torch.arange(1))
+        with tempfile.TemporaryDirectory() as folder:
+            work = object.__new__(module.sau)  # its constructor reads files
+            work.args = peer.args(
+                "sau", n_rounds=rounds, batch_size=batch, train_mode=False, index=None,
+                log=f"{folder}/", save_path=f"{folder}/",
+            )  # fmt: skip
+            work.result = {
+                "model": field.body().state_dict(),
+                "clean_train": self_wrapped(peer, images),
+                "clean_test": peer.dataset(one, augment=False),
+                "bd_test": peer.dataset(one, augment=False),
+            }
+            work.eval_step = lambda *_: (0.0,) * 6
+            with replaced(
+                module, args=work.args, generate_cls_model=lambda *_: field.body(),
+                Metric_Aggregator=Nothing, general_plot_for_epoch=nothing,
+                save_defense_result=nothing,
+            ):  # fmt: skip
+                return clocked(work.mitigation)
+
+    method = SAU(rounds=rounds, batch_size=batch)
+    return Duel(
+        "sau", f"{rounds} round, batch {batch}, at most 5 inner steps",
+        lambda i: repaired(method, field, i), theirs,
+        note="theirs asks both networks about the clean images again in every inner step, and "
+        "keeps images whose example is found",
+    )  # fmt: skip
+
+
+def npd(peer: Peer, field: Field) -> Duel:
+    from torchvision.transforms import Normalize
+
+    from excise.defenses import NPD
+
+    warm, epochs, batch = 1, 1, 50
+    module = peer.defense["npd"]
+
+    def theirs(_: int) -> Timed:
+        images = field.data.everything()
+        loader = peer.loader(images, batch, augment=False)
+        args = peer.args(
+            "npd", warm_epochs=warm, epochs=epochs, batch_size=batch, max_init=False,
+            use_residual="no", save_path="",
+        )  # fmt: skip
+        work = object.__new__(module.NPD)  # its constructor reads files
+        work.normalization = next(
+            t for t in loader.dataset.wrap_img_transform.transforms if isinstance(t, Normalize)
+        )
+        work.denormalization = module.get_dataset_denormalization(work.normalization)
+        work.evaluation = lambda *_: (0.0,) * 6
+
+        def polarize() -> None:
+            net = field.body().eval()
+            plug = work.prepare_polarizer(net, args, loader)
+            work.train_npd(
+                net, plug, loader, None, None, epochs, module.argparser_criterion(args), None,
+                None, "cpu", 0, "", "", False, "", False,
+            )  # fmt: skip
+
+        with replaced(module, args=args, Metric_Aggregator=Nothing):
+            return clocked(polarize)
+
+    method = NPD(warm_epochs=warm, epochs=epochs, batch_size=batch)
+    return Duel(
+        "npd", f"{warm} epoch of warm-up, {epochs} more, batch {batch}",
+        lambda i: repaired(method, field, i), theirs,
+        note="up to seven passes of the network a step, ours four",
+    )  # fmt: skip
+
+
+def neural_cleanse(peer: Peer, field: Field) -> Duel:
+    import numpy as np
+
+    from excise.inversion.mask_search import MaskSearch
+    from excise.seeding import Rng
+    from excise.types import ignore_round
+
+    rounds, batch = 1, 32
+    module, images = peer.defense["nc"], field.data.everything()
+    # Nothing that ends a class's search before the other side's.
+    search = MaskSearch(rounds=rounds, batch_size=batch, give_up=10**6, stop_patience=10**6)
+
+    def ours(seed: int) -> Timed:
+        return clocked(lambda: search.search(field.model, images, Rng(seed), on_round=ignore_round))
+
+    def theirs(_: int) -> Timed:
+        loader = peer.loader(images, batch, augment=True)
+        args = peer.args("nc", nc_epoch=rounds, early_stop=False)
+        result = {"model": field.body().state_dict()}
+        mask = np.ones((1, 32, 32), np.float32)
+        pattern = np.ones((3, 32, 32), np.float32)
+
+        def work() -> None:
+            for target in range(args.num_classes):
+                args.target_label = target
+                module.train_mask(args, result, loader, mask, pattern)
+
+        with (
+            replaced(module, args=args, generate_cls_model=lambda *_: field.body()),
+            replaced(module.Recorder, save_result_to_dir=nothing),
+        ):
+            return clocked(work)
+
+    return Duel(
+        "neural-cleanse", f"the search: 10 classes, {rounds} round, batch {batch}", ours, theirs,
+        note="a loop over classes, and the loader's work for each; ours batches them", pairs=3,
+    )  # fmt: skip
+
+
+def grad_prune(module: ModuleType, peer: Peer, field: Field) -> Duel:
+    import torch
+    from torch.utils.data import DataLoader
+
+    from excise.defenses import GradPrune
+    from excise.inversion import Oracle
+    from excise.types import LabelledImages, round_to_8_bits
+
+    rounds, batch = 2, 128
+    normalize = peer.transforms.get_transform("cifar10", 32, 32, train=False)
+
+    class Both(torch.utils.data.Dataset[Any]):
+        """What its wrapper wants of a data set: a picture and a label."""
+
+        def __init__(self, images: LabelledImages) -> None:
+            self.pictures = peer.pictures(images)
+
+        def __len__(self) -> int:
+            return len(self.pictures)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.pictures[index]
+
+    def loader(images: LabelledImages) -> Any:
+        changed = round_to_8_bits(field.trigger(images.floats()))
+        under = LabelledImages(changed, images.labels, images.classes, images.mirror)
+        pairs = module.GradPrune_Dataset_Wrapper(Both(images), Both(under), normalize, "cpu")
+        return DataLoader(pairs, batch, shuffle=True, num_workers=0)
+
+    def theirs(_: int) -> Timed:
+        work = object.__new__(module.GradPrune)
+        work.args = SimpleNamespace(device="cpu")
+        work.train_loader = loader(field.data.train)
+        work.val_loader = loader(field.data.held_out("Grad-Prune"))
+
+        def prune() -> None:
+            net = field.body()
+            work.prune_round_test(net)
+            for _ in range(rounds):
+                work.grad_prune(net)
+                work.prune_round_test(net)
+
+        return clocked(prune)
+
+    method = GradPrune(inverter=Oracle(field.trigger), max_accuracy_drop=1, patience=rounds + 1)
+    return Duel(
+        "grad-prune", f"{rounds} rounds, batch {batch}, told the trigger",
+        lambda i: repaired(method, field, i, stage="prune", rounds=rounds), theirs,
+        note="theirs loops over filters, runs the clean images too, and the first batch of a round "
+        "in train mode",
+    )  # fmt: skip
+
+
+DUELS: Mapping[str, Callable[[Peer, Field], Duel]] = {
+    "clp": clp, "bnp": bnp, "anp": anp, "rnp": rnp, "ft": ft, "ft-sam": ft_sam, "i-bau": i_bau,
+    "nad": nad, "fp": fp, "sau": sau, "npd": npd, "neural-cleanse": neural_cleanse,
+}  # fmt: skip
