@@ -38,13 +38,16 @@ def recovered_triggers(
     """Return a row of the record for each trigger, and the PNG files the rows name.
 
     Args:
-        triggers: each is put on images of other classes than its own.
+        triggers: each is put on images of other classes than its own; where there is no such image
+            it is left out.
         given: the network they were recovered from.
         images: ones they were not searched with, where there are any.
         repaired: the same network after its repair; None: it was not repaired.
     """
     rows, pictures = list[dict[str, Any]](), dict[str, bytes]()
     for number, trigger in enumerate(triggers):
+        if trigger.target is not None and not bool((images.labels != trigger.target).any()):
+            continue
         row, files = _tried(trigger, number, given, images, repaired)
         rows.append(row)
         pictures |= files
