@@ -2,17 +2,19 @@
 
 Claim      never slower (at most 1.05 ×), clearly faster where the peer loops: docs/speed.md
 Command    EXCISE_DATA=… python benchmarks/against_peers.py --backdoorbench PATH [--grad-prune PATH]
+             [--fork PATH]
            the same with --channels-last                 (theirs in our order of memory, beside it)
            python benchmarks/against_peers.py --write    (the table, into docs/speed.md)
 Hardware   one thread, no GPU
 Runs       a warm-up of each side, then five pairs: ours, theirs, ours, theirs, …; of each pair the
            ratio of the processor's seconds, of the ratios the median, the lowest and the highest
-Time       five minutes each on an idle core
+Time       five minutes each on an idle core, the fork as much again
 
 Seconds    are those the processor worked for this process, which others beside it do not lengthen;
            the clock's are in the record, too
 
-Peers      checkouts of BackdoorBench and, optionally, of Grad-Prune, which overlays it. They are
+Peers      checkouts of BackdoorBench and, optionally, of Grad-Prune, which overlays it; and of the
+           fork of BackdoorBench that has later methods, which can be given alone. They are
            imported from where they lie; nothing of them is in this repository (CC BY-NC). They need
            what their modules import: pandas, opencv (cv2), pyyaml, tqdm, matplotlib
 Compared   the same victim (PreActResNet-18 of width 16, the peer's own layout), the same 100 images
@@ -34,13 +36,15 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
 from duels import DUELS, SPC, Duel, Field, Timed, field_of, grad_prune
+from fork_duels import FORK_DUELS
 from pages import between
-from peers import Peer, grad_prune_of, quiet
+from peers import Fork, Peer, grad_prune_of, quiet
 
 HERE = Path(__file__).parent
 VICTIM = HERE / "victims" / "cifar10-badnets-1"
@@ -51,6 +55,8 @@ BEGIN, END = "<!-- made by benchmarks/against_peers.py -->", "<!-- end of what i
 LIMIT = 1.05
 #: What a row says in words.
 SAID = ("method", "steps", "results", "note")
+#: Why a defense has no row, where it is not that no peer has it.
+WHY = {"mcr": "one block of a thousand lines"}
 
 
 def fight(duel: Duel, pairs: int) -> dict[str, Any]:
@@ -94,6 +100,21 @@ def commit(root: Path | None) -> str | None:
     return found.stdout.strip() or None
 
 
+def duels_of(asked: argparse.Namespace) -> dict[str, tuple[Peer, Callable[[Field], Duel]]]:
+    """Return by defense what makes its duel, and whose modules are to be there while it runs."""
+    found: dict[str, tuple[Peer, Callable[[Field], Duel]]] = {}
+    if asked.backdoorbench is not None:
+        peer = Peer(asked.backdoorbench.resolve())
+        found |= {name: (peer, partial(make, peer)) for name, make in DUELS.items()}
+        if asked.grad_prune is not None:
+            module = grad_prune_of(asked.grad_prune.resolve(), peer)
+            found["grad-prune"] = (peer, partial(grad_prune, module, peer))
+    if asked.fork is not None:
+        fork = Fork(asked.fork.resolve())
+        found |= {name: (fork, partial(make, fork)) for name, make in FORK_DUELS.items()}
+    return found
+
+
 def measure(asked: argparse.Namespace) -> None:
     """Run the duels asked for; keep every row as soon as it is there."""
     import torch
@@ -102,17 +123,20 @@ def measure(asked: argparse.Namespace) -> None:
     from excise.experiments.environment import environment, peak_memory_mib
     from excise.files import write_json
 
-    peer = Peer(asked.backdoorbench.resolve())
+    duels = duels_of(asked)
     torch.set_num_threads(asked.threads)
     logging.disable(logging.CRITICAL)
-    duels: dict[str, Callable[[Peer, Field], Duel]] = dict(DUELS)
-    if asked.grad_prune is not None:
-        module = grad_prune_of(asked.grad_prune.resolve(), peer)
-        duels["grad-prune"] = lambda peer, field: grad_prune(module, peer, field)
     field = field_of(asked.victim, channels_last=asked.channels_last)
-    kept = json.loads(RECORD.read_text())["rows"] if RECORD.exists() else []
-    rows = {row["method"]: row for row in kept}
-    for name, make in duels.items():
+    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    rows = {row["method"]: row for row in kept.get("rows", [])}
+    # What is not given now keeps the commit, and the process the memory, of an earlier run.
+    roots = {
+        "backdoorbench": asked.backdoorbench, "grad-prune": asked.grad_prune, "fork": asked.fork,
+    }  # fmt: skip
+    commits = kept.get("peers", {}) | {
+        name: commit(root) for name, root in roots.items() if root is not None
+    }
+    for name, (peer, make) in duels.items():
         if asked.only and name not in asked.only:
             continue
         if asked.channels_last and name not in rows:
@@ -121,7 +145,8 @@ def measure(asked: argparse.Namespace) -> None:
                 got="a record without",
                 remedy="Run it without --channels-last first.",
             )
-        row = fight(make(peer, field), asked.pairs)
+        with peer.here():
+            row = fight(make(field), asked.pairs)
         print(f"{name}: {ratio(row)}; {row['results']}", flush=True)
         if asked.channels_last:
             rows[name]["channels_last"] = {key: row[key] for key in row if key not in SAID}
@@ -130,13 +155,10 @@ def measure(asked: argparse.Namespace) -> None:
         device = torch.device("cpu")
         write_json(RECORD, {
             "environment": environment(device),
-            "peers": {
-                "backdoorbench": commit(asked.backdoorbench),
-                "grad-prune": commit(asked.grad_prune),
-            },
+            "peers": commits,
             "victim": asked.victim.name,
             "images": SPC * field.data.num_classes,
-            "peak_memory_mib": peak_memory_mib(device),
+            "peak_memory_mib": max(peak_memory_mib(device), kept.get("peak_memory_mib", 0)),
             "rows": list(rows.values()),
         })  # fmt: skip
 
@@ -153,7 +175,7 @@ def not_run(done: set[str]) -> dict[str, str]:
 
     names = [row.name for row in registry.rows("defense")]
     return {
-        name: "one block of a thousand lines" if name == "mcr" else "no code in these peers"
+        name: WHY.get(name, "no code in these peers")
         for name in names
         if name not in done and name != "none"
     }
@@ -217,6 +239,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backdoorbench", type=Path, metavar="PATH", help="a checkout of it")
     parser.add_argument("--grad-prune", type=Path, metavar="PATH", help="a checkout of it")
+    parser.add_argument("--fork", type=Path, metavar="PATH", help="a checkout of it")
     parser.add_argument("--victim", type=Path, default=VICTIM, help="a CIFAR-10 bundle")
     parser.add_argument("--only", nargs="+", default=[], help="these alone")
     parser.add_argument("--pairs", type=int, default=5)
@@ -232,8 +255,10 @@ def main() -> int:
     if asked.write:
         write_text(PAGE, page_with(PAGE.read_text(encoding="utf-8")))
         return 0
-    if asked.backdoorbench is None:
-        parser.error("expected --backdoorbench PATH or --write, got neither")
+    if asked.backdoorbench is None and asked.fork is None:
+        parser.error("expected --backdoorbench PATH, --fork PATH or --write, got none")
+    if asked.grad_prune is not None and asked.backdoorbench is None:
+        parser.error("expected --backdoorbench PATH beside --grad-prune, got none")
     try:
         measure(asked)
     except InputError as error:

@@ -2,6 +2,9 @@
 
 Nothing of them is in this repository (BackdoorBench is CC BY-NC). What they need beside torch is
 what their modules import: pandas, opencv (cv2), pyyaml, tqdm, matplotlib.
+
+BackdoorBench and its fork call their packages the same, utils, defense and models: each has its own
+under these names while it is imported and while its duels run, imports inside functions included.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 class Peer:
     """A checkout of BackdoorBench, imported from where it lies.
 
+    Its modules stand under their names inside ``here()`` alone.
+
     Args:
         root: the checkout.
 
@@ -34,9 +39,14 @@ class Peer:
         InputError: no checkout is there, or something its modules import is not installed.
     """
 
-    MODULES = (
+    MODULES: tuple[str, ...] = (
         "clp", "bnp", "anp", "rnp", "ft", "ft-sam", "i-bau", "nad", "fp", "sau", "npd", "nc",
     )  # fmt: skip
+    NAME, OPTION = "BackdoorBench", "--backdoorbench"
+    #: What a method's own file of settings may be called.
+    SETTINGS: tuple[str, ...] = ("config.yaml",)
+    #: Packages that every such checkout has.
+    PACKAGES = ("defense", "models", "utils")
 
     def __init__(self, root: Path) -> None:
         from excise.errors import InputError
@@ -44,18 +54,41 @@ class Peer:
         for name in self.MODULES:
             if not (root / "defense" / f"{name}.py").is_file():
                 raise InputError(
-                    "a checkout of BackdoorBench",
+                    f"a checkout of {self.NAME}",
                     got=f"{root} without defense/{name}.py",
-                    remedy="Give its path: --backdoorbench PATH.",
+                    remedy=f"Give its path: {self.OPTION} PATH.",
                 )
         self.root = root
-        sys.path.insert(0, str(root))
+        self._modules: dict[str, ModuleType] = {}
         os.environ.setdefault("MPLBACKEND", "Agg")
-        self.defense = {name: self.load(root / "defense" / f"{name}.py") for name in self.MODULES}
-        self.datasets: Any = importlib.import_module("utils.bd_dataset_v2")
-        self.transforms = importlib.import_module(
-            "utils.aggregate_block.dataset_and_transform_generate"
-        )
+        with self.here():
+            self.defense = {
+                name: self.load(root / "defense" / f"{name}.py") for name in self.MODULES
+            }
+            self.datasets: Any = importlib.import_module("utils.bd_dataset_v2")
+            self.transforms = importlib.import_module(
+                "utils.aggregate_block.dataset_and_transform_generate"
+            )
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Let the names of its packages mean this checkout's inside the block; not to be nested."""
+        others, path, folder = self._taken(), sys.path[:], Path.cwd()
+        sys.modules.update(self._modules)
+        sys.path.insert(0, str(self.root))
+        try:
+            yield
+        finally:
+            self._modules = self._taken()
+            sys.modules.update(others)
+            # Its modules add to the path and change directory when imported.
+            sys.path[:] = path
+            os.chdir(folder)
+
+    def _taken(self) -> dict[str, ModuleType]:
+        """Return what is imported under the names of its packages, and forget it."""
+        names = [name for name in sys.modules if name.partition(".")[0] in self.PACKAGES]
+        return {name: sys.modules.pop(name) for name in names}
 
     def load(self, path: Path) -> ModuleType:
         from excise.errors import InputError
@@ -72,9 +105,9 @@ class Peer:
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
         except ImportError as error:
-            own = str(error.name).partition(".")[0] in ("defense", "models", "utils")
+            own = str(error.name).partition(".")[0] in self.PACKAGES
             raise InputError(
-                "a whole checkout of BackdoorBench"
+                f"a whole checkout of {self.NAME}"
                 if own
                 else "what the peer imports to be installed (pandas, opencv, pyyaml, tqdm)",
                 got=f"“{error}” from {path.name}",
@@ -88,11 +121,12 @@ class Peer:
 
         from excise.errors import InputError
 
-        settings = self.root / "config" / "defense" / name / "config.yaml"
-        if not settings.is_file():
+        files = [self.root / "config" / "defense" / name / file for file in self.SETTINGS]
+        settings = next((file for file in files if file.is_file()), None)
+        if settings is None:
             raise InputError(
-                "a whole checkout of BackdoorBench",
-                got=f"one without {settings.relative_to(self.root)}",
+                f"a whole checkout of {self.NAME}",
+                got=f"one without {files[0].relative_to(self.root)}",
                 remedy="Check it out anew.",
             )
         plain = {
@@ -124,6 +158,30 @@ class Peer:
         return DataLoader(data, batch, num_workers=0, **(sampling or {"shuffle": True}))
 
 
+class Fork(Peer):
+    """A checkout of the fork of BackdoorBench that has methods the original has not."""
+
+    MODULES = ("fst", "nft", "pbe", "fmp", "ims", "mm-bd", "awn", "btidbf-u")
+    NAME, OPTION = "the fork of BackdoorBench", "--fork"
+    SETTINGS = ("default.yaml", "cifar10.yaml")
+    #: What BTI-DBF imports and the checkout has not; its duel puts ours in the places.
+    MISSING: Mapping[str, tuple[str, ...]] = {
+        "unet_model": ("UNet",),
+        "model_wrapper": (
+            "PreActResNetWrapper", "EfficientNetWrapper", "MobileNetV3Wrapper", "VGGWrapper",
+        ),
+    }  # fmt: skip
+
+    def load(self, path: Path) -> ModuleType:
+        if path.stem == "btidbf-u":
+            for last, names in self.MISSING.items():
+                empty = ModuleType(f"utils.defense.utils_btidbf.{last}")
+                for name in names:
+                    setattr(empty, name, nothing)
+                sys.modules[empty.__name__] = empty
+        return super().load(path)
+
+
 def grad_prune_of(root: Path, peer: Peer) -> ModuleType:
     """Return Grad-Prune's own module; it imports the peer's, as its overlay has them."""
     from excise.errors import InputError
@@ -141,12 +199,9 @@ def grad_prune_of(root: Path, peer: Peer) -> ModuleType:
     triggers = ModuleType("utils.aggregate_block.bd_attack_generate")
     for name in ("bd_attack_img_trans_generate", "bd_attack_label_trans_generate"):
         setattr(triggers, name, nothing)
-    sys.modules[triggers.__name__] = triggers
-    here = Path.cwd()
-    try:
+    with peer.here():
+        sys.modules[triggers.__name__] = triggers
         return peer.load(path)
-    finally:
-        os.chdir(here)  # it changes directory when imported
 
 
 @contextlib.contextmanager

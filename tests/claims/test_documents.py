@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,17 @@ def test_the_ratios_against_peers_are_made_from_their_record(
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("peer", "source", "message"),
     [
-        (None, "expected a checkout of BackdoorBench, got .* without .*/clp.py. Give its path"),
-        ("import no_such_package", "No module named 'no_such_package'.* Install it beside Excise"),
-        ("import utils.no_such_part", "expected a whole checkout .* Check it out anew"),
+        ("Peer", None, "a checkout of BackdoorBench, got .* without .*/clp.py. Give its path"),
+        ("Peer", "import no_such_package", "No module named 'no_such_package'.* Install it beside"),
+        ("Peer", "import utils.no_such_part", "expected a whole checkout .* Check it out anew"),
+        ("Fork", None, "the fork of BackdoorBench, got .*/fst.py. Give its path: --fork PATH"),
+        ("Fork", "import utils.no_such_part", "a whole checkout of the fork .* Check it out anew"),
     ],
 )
 def test_a_peer_that_cannot_be_imported_is_bad_input(
+    peer: str,
     source: str | None,
     message: str,
     tmp_path: Path,
@@ -108,14 +112,43 @@ def test_a_peer_that_cannot_be_imported_is_bad_input(
     script = importlib.import_module("against_peers")
     if source is not None:
         (tmp_path / "defense").mkdir()
-        for name in script.Peer.MODULES:
+        for name in getattr(script, peer).MODULES:
             (tmp_path / "defense" / f"{name}.py").write_text(source)
     monkeypatch.setenv("MPLBACKEND", "Agg")  # what the script sets, so that it is taken back
-    monkeypatch.setattr("sys.argv", ["against_peers.py", "--backdoorbench", str(tmp_path)])
+    option = getattr(script, peer).OPTION
+    monkeypatch.setattr("sys.argv", ["against_peers.py", option, str(tmp_path)])
     assert script.main() == 2
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert said.count("\n") == 1
+
+
+def test_two_peers_whose_packages_have_one_name_each_import_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("peers")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    before = list(sys.path), Path.cwd(), sys.modules.get("utils")
+    found = []
+    for kind in (script.Peer, script.Fork):
+        root = tmp_path / kind.__name__
+        # As the fork's, they change directory; as both's, they import inside functions, too.
+        method = "import os, utils\nos.chdir(os.path.dirname(utils.__path__[0]))\n"
+        method += "def late():\n    from utils.late import NAME\n    return NAME\n"
+        files = {f"defense/{name}.py": method for name in kind.MODULES} | {
+            "utils/late.py": f"NAME = {kind.__name__!r}", "utils/bd_dataset_v2.py": "",
+            "utils/defense_utils/mbns.py": "",
+            "utils/aggregate_block/dataset_and_transform_generate.py": "",
+        }  # fmt: skip
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        found.append(kind(root))
+    for peer in (*found, *reversed(found)):
+        with peer.here():
+            assert peer.defense[peer.MODULES[0]].late() == type(peer).__name__
+    assert (list(sys.path), Path.cwd(), sys.modules.get("utils")) == before
 
 
 def test_the_calibration_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
