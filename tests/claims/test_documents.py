@@ -203,12 +203,13 @@ def test_every_link_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_readme_says_of_repairs_without_a_trigger_what_the_records_say(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("page", "table"), [("README.md", "summary"), ("docs/audit.md", "audits")])
+def test_what_is_said_of_repairs_without_a_trigger_is_what_the_records_say(
+    page: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("trigger_free")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == script.page_with(text, script.summary()), (
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == script.page_with(text, getattr(script, table)()), (
         "run: python benchmarks/trigger_free.py --write"
     )
