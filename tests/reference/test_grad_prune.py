@@ -398,3 +398,15 @@ def test_the_script_moves_the_statistics_toward_the_trigger(
     ours = repair(victim, data, max_accuracy_drop=1, tune_patience=0)
     for name, before in victim.named_buffers():
         assert torch.equal(ours.model.get_buffer(name), before)
+
+
+def test_a_network_of_doubles_is_given_doubles_of_8_bit_images() -> None:
+    def eight_bit(seed: int) -> LabelledImages:
+        given = images(9, seed)
+        return replace(given, images=(given.images * 255).to(torch.uint8))
+
+    data = DefenderData(eight_bit(0), eight_bit(1), "a test")
+    method = GradPrune(inverter=Oracle(corner), patience=1, max_tune_epochs=1)
+    torch.manual_seed(0)
+    repaired = method.repair(Tiny().double().eval(), data, Rng(0)).model
+    assert {p.dtype for p in repaired.parameters()} == {torch.float64}

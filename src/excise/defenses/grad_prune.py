@@ -89,7 +89,7 @@ class GradPrune:
         if not triggers:
             none = ("No trigger was recovered.",)
             return Repair(finished(worked, model), (), (), notes=none, seconds=clock.seconds)
-        train, validation = Paired.of(data.train, triggers), Paired.of(held, triggers)
+        train, validation = (Paired.of(part, triggers, worked) for part in (data.train, held))
         edits, rounds, notes = self._prune(model, units, train, validation, on_round)
         clock.lap("prune")
         apply_edits(worked, edits, units)

@@ -84,9 +84,12 @@ class Paired:
     triggered: tuple[Images, ...]
 
     @classmethod
-    def of(cls, data: LabelledImages, triggers: Sequence[Trigger]) -> Paired:
-        """Pair ``data`` with the 8-bit pictures each trigger makes of it."""
+    def of(
+        cls, data: LabelledImages, triggers: Sequence[Trigger], model: nn.Module | None = None
+    ) -> Paired:
+        """Pair ``data`` with the 8-bit pictures each trigger makes of it, in the model's type."""
         clean = data.floats()
+        clean = clean if model is None else clean.to(dtype_of(model))
         with torch.no_grad():
             triggered = [round_to_8_bits(trigger(clean)) for trigger in triggers]
         # Channels last, as the networks that work on them: convolutions run faster so.
