@@ -259,6 +259,8 @@ def test_interrupted_it_says_how_far_it_is(grid_file, tmp_path):
         [sys.executable, "-m", "excise", "sweep", str(grid_file), "--store", str(store),
          "--workers", "1"],
         stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background ignore Ctrl-C, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     # A victim comes before its runs; after the first record the rest may be done in a moment.
