@@ -24,7 +24,6 @@ _WORDS = {
     "validation_loss": "validation loss {:.3f}",
 }
 
-
 #: What a row counts, the first of these that it has.
 _COUNTED = ("epoch", "round", "step", "iteration")
 

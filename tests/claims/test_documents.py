@@ -48,15 +48,6 @@ def test_the_tables_of_the_zoo_are_made_from_its_cards(monkeypatch: pytest.Monke
     )
 
 
-def test_the_tables_of_the_frequency_detector_are_made_from_its_records(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("frequency_detector")
-    page = (ROOT / "docs" / "methods" / "frequency.md").read_text(encoding="utf-8")
-    assert page == script.page_with(page), "run: python benchmarks/frequency_detector.py --write"
-
-
 def test_the_tables_of_the_defenses_are_made_from_their_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -70,24 +61,20 @@ def test_the_tables_of_the_defenses_are_made_from_their_records(
 
 @pytest.mark.parametrize(
     ("name", "page"),
-    [("scan_networks", "docs/scan.md"), ("trigger_free", "docs/methods/soft-prune.md")],
+    [
+        ("frequency_detector", "docs/methods/frequency.md"),
+        ("scan_networks", "docs/scan.md"),
+        ("trigger_free", "docs/methods/soft-prune.md"),
+        ("against_peers", "docs/speed.md"),
+    ],
 )
-def test_the_tables_of_scan_and_repair_without_a_trigger_are_made_from_their_records(
+def test_the_tables_of_a_page_are_made_from_its_records(
     name: str, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module(name)
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text == script.page_with(text), f"run: python benchmarks/{name}.py --write"
-
-
-def test_the_ratios_against_peers_are_made_from_their_record(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("against_peers")
-    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-    assert page == script.page_with(page), "run: python benchmarks/against_peers.py --write"
 
 
 @pytest.mark.parametrize(

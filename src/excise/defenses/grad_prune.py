@@ -38,6 +38,7 @@ from excise.registry import STRICT
 from excise.scores import mean_absolute_gradient
 from excise.seeding import Rng
 from excise.training import Paired, Stopwatch, recorded, tune_on_pairs
+from excise.training.pairs import told
 from excise.types import DefenderData, Edit, Edits, Inverter, OnRound, Repair, Row, ignore_round
 
 __all__ = ["GradPrune"]
@@ -83,7 +84,7 @@ class GradPrune:
         units = convolutions(model, data.train, "Grad-Prune", include_gates=self.include_gates)
         clock = Stopwatch()
         triggers = tuple(self.inverter.fit(model, data, rng.child("invert"), on_round=on_round))
-        assumed = ("the true trigger",) if any(t.evidence.told for t in triggers) else ()
+        assumed = told(triggers)
         clock.lap("invert")
         worked = working_copy(model)
         if not triggers:

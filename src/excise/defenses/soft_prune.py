@@ -48,7 +48,7 @@ from excise.scores import divergent_channels
 from excise.seeding import Rng
 from excise.training import Masked, Stopwatch, channel_masks, cosine, fold, learn_masks
 from excise.training.masks import kernel_masks
-from excise.training.pairs import under_one_of
+from excise.training.pairs import told, under_one_of
 from excise.types import DefenderData, Images, Inverter, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["SoftPrune"]
@@ -96,7 +96,7 @@ class SoftPrune:
         clock = Stopwatch()
         found = self.inverter.fit(model, data, rng.child("invert"), on_round=on_round)
         triggers = tuple(found[: self.max_triggers])
-        assumed = ("the true trigger",) if any(t.evidence.told for t in triggers) else ()
+        assumed = told(triggers)
         clock.lap("invert")
         worked = working_copy(model).requires_grad_(False)
         if not triggers:

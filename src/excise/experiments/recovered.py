@@ -16,7 +16,7 @@ from excise.types import LabelledImages, RecoveredTrigger
 __all__ = ["COUNTED", "recovered_triggers"]
 
 #: Pictures shown of each trigger, and images its rate is counted on, at most.
-SHOWN, COUNTED = 3, 1000
+_SHOWN, COUNTED = 3, 1000
 #: What a trigger is called, by its type.
 _KINDS = {
     "Added": "faint pattern",
@@ -45,27 +45,38 @@ def recovered_triggers(
         repaired: the same network after its repair; None: it was not repaired.
     """
     rows, pictures = list[dict[str, Any]](), dict[str, bytes]()
+    # Triggers of one class are tried on the same images: what is said without any is asked once.
+    tried: dict[int | None, tuple[LabelledImages, torch.Tensor]] = {}
     for number, trigger in enumerate(triggers):
-        if trigger.target is not None and not bool((images.labels != trigger.target).any()):
+        target = trigger.target
+        if target is not None and not bool((images.labels != target).any()):
             continue
-        row, files = _tried(trigger, number, given, images, repaired)
+        if target not in tried:
+            some = _others(images, target)
+            tried[target] = some, predictions(given, None, some)
+        row, files = _tried(trigger, number, given, *tried[target], repaired)
         rows.append(row)
         pictures |= files
     return rows, pictures
+
+
+def _others(images: LabelledImages, target: int | None) -> LabelledImages:
+    """Return images of other classes, :data:`COUNTED` at most, evenly chosen."""
+    others = images.subset(images.labels != target) if target is not None else images
+    step = max(1, len(others) // COUNTED)
+    return others.subset(torch.arange(0, len(others), step)[:COUNTED])
 
 
 def _tried(
     found: RecoveredTrigger,
     number: int,
     given: nn.Module,
-    images: LabelledImages,
+    some: LabelledImages,
+    clean: torch.Tensor,
     repaired: nn.Module | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     target = found.target
-    others = images.subset(images.labels != target) if target is not None else images
-    step = max(1, len(others) // COUNTED)
-    some = others.subset(torch.arange(0, len(others), step)[:COUNTED])
-    said = {"before": predictions(given, None, some), "after": predictions(given, found, some)}
+    said = {"before": clean, "after": predictions(given, found, some)}
     rates = {"without": said["before"], "rate": said["after"]}
     if repaired is not None:
         said["repaired"] = predictions(repaired, found, some)
@@ -76,19 +87,19 @@ def _tried(
         hits = each == target if target is not None else each != said["before"]
         return Rate.of(hits.numpy())
 
-    index = one_of_each_class(some.labels, torch.ones(len(some), dtype=torch.bool), SHOWN)
+    index = one_of_each_class(some.labels, torch.ones(len(some), dtype=torch.bool), _SHOWN)
     names, scale, files = triples(some.subset(index).floats(), found, f"pictures/trigger-{number}-")
     return {
         "kind": _KINDS.get(type(found.trigger).__name__, "trigger"),
-        "class": images.classes[target] if target is not None else None,
+        "class": some.classes[target] if target is not None else None,
         "size": found.evidence.size,
         "explained": found.evidence.explained,
         **{name: rate(each).to_json() for name, each in rates.items()},
         "residual_scale": scale,
         "shown": [
             {
-                "label": images.classes[int(some.labels[k])],
-                **{name: images.classes[int(each[k])] for name, each in said.items()},
+                "label": some.classes[int(some.labels[k])],
+                **{name: some.classes[int(each[k])] for name, each in said.items()},
                 **row,
             }
             for k, row in zip(index.tolist(), names, strict=True)

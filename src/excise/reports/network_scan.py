@@ -145,12 +145,12 @@ def _tiles(scan: _Scan, ranked: list[_Class]) -> list[dict[str, str]]:
             else "the only one",
         },
     ]
-    best = strongest(scan.triggers)
-    if best is not None and best.rate is not None:
+    if best := strongest(scan.triggers):
+        rate, _ = best
         tiles.append({
             "name": "Best trigger found",
-            "value": formats.percent(best.rate.value),
-            "hint": f"of {best.rate.n:,} images of other classes go to the class",
+            "value": formats.percent(rate.value),
+            "hint": f"of {rate.n:,} images of other classes go to the class",
         })  # fmt: skip
     return tiles
 

@@ -37,9 +37,13 @@ def recovered(
     ]
 
 
-def strongest(triggers: Sequence[Recovered]) -> Recovered | None:
-    """Return the one that sends most images to its class; None: there is none."""
-    return max(triggers, key=lambda one: one.rate.value if one.rate else -1.0, default=None)
+def strongest(triggers: Sequence[Recovered]) -> tuple[Rate, Rate | None] | None:
+    """Return how often the one that works best works, and in the repaired network; None: unknown.
+
+    The latter is None where nothing was repaired.
+    """
+    rates = [(one.rate, one.repaired) for one in triggers if one.rate is not None]
+    return max(rates, key=lambda rate: rate[0].value, default=None)
 
 
 def _works(one: Recovered, unseen: bool) -> str:

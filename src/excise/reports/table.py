@@ -146,10 +146,10 @@ def _change(record: Record, key: str, better: Better) -> Change | None:
 def _recovered(record: Record) -> Row | None:
     """Return what the strongest recovered trigger does in both networks; None: there is none."""
     best = strongest(record.triggers or [])
-    if best is None or best.rate is None:
+    if best is None:
         return None
-    after = best.repaired
-    change = Change(after.value - best.rate.value, None, None, "") if after else None
+    before, after = best
+    change = Change(after.value - before.value, None, None, "") if after else None
     return Row(
         key="recovered",
         short="Found",
@@ -157,7 +157,7 @@ def _recovered(record: Record) -> Row | None:
         better="lower",
         explanation="Of images of other classes with the strongest trigger that was recovered, how "
         "many end up in its class. The true trigger may do more.",
-        before=best.rate,
+        before=before,
         pruned=None,
         after=after,
         floor=None,

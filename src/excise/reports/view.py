@@ -158,11 +158,12 @@ def _tiles(record: Record) -> list[_Tile]:
 def _recovered_tile(record: Record) -> _Tile | None:
     """Return how often the strongest recovered trigger works, where nobody tells the true one."""
     best = strongest(record.triggers or [])
-    if best is None or best.rate is None or record.before.asr is not None:
+    if best is None or record.before.asr is not None:
         return None
-    new = formats.percent(best.repaired.value) if best.repaired else "not measured"
-    hints = ["lower is better", f"of {best.rate.n:,} images of other classes"]
-    return _Tile("Recovered trigger works", formats.percent(best.rate.value), new, hints)
+    before, after = best
+    new = formats.percent(after.value) if after else "not measured"
+    hints = ["lower is better", f"of {before.n:,} images of other classes"]
+    return _Tile("Recovered trigger works", formats.percent(before.value), new, hints)
 
 
 def _cut(record: Record) -> tuple[int, int]:

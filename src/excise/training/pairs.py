@@ -23,7 +23,7 @@ from excise.types import (
     round_to_8_bits,
 )
 
-__all__ = ["Paired", "count_correct", "logits_of", "tune_on_pairs", "under_one_of"]
+__all__ = ["Paired", "count_correct", "logits_of", "told", "tune_on_pairs", "under_one_of"]
 
 
 def logits_of(model: nn.Module, images: Images, batch_size: int) -> Float[Tensor, "n k"]:
@@ -36,6 +36,11 @@ def count_correct(model: nn.Module, data: LabelledImages, batch_size: int) -> in
     """Return how many images the network, in the mode it is in, calls by their label."""
     logits = logits_of(model, data.floats().to(dtype_of(model)), batch_size)
     return int((logits.argmax(1) == data.labels).sum())
+
+
+def told(triggers: Sequence[RecoveredTrigger]) -> tuple[str, ...]:
+    """Return what a defense that works against these assumes: the true trigger, or nothing."""
+    return ("the true trigger",) if any(t.evidence.told for t in triggers) else ()
 
 
 def under_one_of(
