@@ -41,7 +41,8 @@ from pathlib import Path
 from typing import Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
-from duels import DUELS, SPC, Duel, Field, Timed, field_of, grad_prune
+from dueling import SPC, Duel, Field, Timed, field_of
+from duels import DUELS, grad_prune
 from fork_duels import FORK_DUELS
 from pages import between
 from peers import Fork, Peer, grad_prune_of, quiet

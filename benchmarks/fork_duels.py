@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
-from duels import Duel, Field, Timed, clocked, now, repaired, self_wrapped, timed
-from peers import Nothing, Peer, nothing, replaced, with_norms
+from dueling import Duel, Field, Timed, clocked, now, repaired, timed
+from peers import Nothing, Peer, named, nothing, replaced, with_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,9 +37,9 @@ class Unshown:
     def set_postfix(self, said: Any) -> None: ...
 
 
-def stored(peer: Peer, images: LabelledImages) -> dict[str, Any]:
+def attack_of(peer: Peer, images: LabelledImages) -> dict[str, Any]:
     """Return what the peer reads of a stored attack: images to draw from, nothing to test on."""
-    return {"clean_train": self_wrapped(peer, images), "clean_test": None, "bd_test": None}
+    return {"clean_train": peer.stored(images), "clean_test": None, "bd_test": None}
 
 
 def fst(peer: Peer, field: Field) -> Duel:
@@ -54,7 +54,7 @@ def fst(peer: Peer, field: Field) -> Duel:
             "fst", model="preactresnet18", training_epochs=epochs, batch_size=batch, momentum=0.9,
             spc=None, val_ratio=0, index=None, defense_save_path="",
         )  # fmt: skip
-        work.attack_result = stored(peer, field.data.everything())
+        work.attack_result = attack_of(peer, field.data.everything())
 
         def tune() -> None:
             work.model = field.body().eval()
@@ -87,7 +87,7 @@ def nft(peer: Peer, field: Field) -> Duel:
 
         def work() -> None:
             net = with_norms(field.body(), module.MaskBatchNorm2d).requires_grad_(False)
-            masks = [value for name, value in net.named_parameters() if "neuron_mask" in name]
+            masks = named(net, "neuron_mask")
             for mask in masks:
                 mask.requires_grad_(True)
             optimizer = torch.optim.SGD(masks, lr=args.lr, momentum=args.momentum)
@@ -262,7 +262,7 @@ def mm_bm(peer: Peer, field: Field) -> Duel:
                 training_lr=0.1, test_save_frequency=0, spc=None, val_ratio=0, index=None,
                 defense_save_path=folder,
             )  # fmt: skip
-            work.attack_result = stored(peer, field.data.everything())
+            work.attack_result = attack_of(peer, field.data.everything())
             work.model = field.body().eval().requires_grad_(False)
             with replaced(
                 module, args=work.args, given_dataloader_test_v2=untested, pd=Nothing(),

@@ -150,6 +150,12 @@ class Peer:
             self.transforms.get_transform("cifar10", 32, 32, train=augment),
         )
 
+    def stored(self, images: LabelledImages) -> Any:
+        """Return images as a stored attack has them, for the peer to draw from and wrap."""
+        return self.datasets.dataset_wrapper_with_transform(
+            self.pictures(images), self.transforms.get_transform("cifar10", 32, 32, train=True)
+        )
+
     def loader(self, images: LabelledImages, batch: int, *, augment: bool, **sampling: Any) -> Any:
         """Return the loader the peer trains with: shuffled, unless told how to sample."""
         from torch.utils.data import DataLoader
@@ -256,3 +262,8 @@ def with_norms(model: nn.Module, norm: Callable[[int], nn.Module]) -> nn.Module:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, new)
     return model
+
+
+def named(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """Return the parameters in whose names ``part`` stands."""
+    return [value for name, value in model.named_parameters() if part in name]
