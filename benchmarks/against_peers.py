@@ -33,7 +33,6 @@ import gc
 import json
 import logging
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -45,7 +44,7 @@ from dueling import SPC, Duel, Field, Timed, field_of
 from duels import DUELS, grad_prune
 from fork_duels import FORK_DUELS
 from pages import between
-from peers import Fork, Peer, grad_prune_of, quiet
+from peers import Fork, Peer, commit, grad_prune_of, quiet
 
 HERE = Path(__file__).parent
 VICTIM = HERE / "victims" / "cifar10-badnets-1"
@@ -56,8 +55,6 @@ BEGIN, END = "<!-- made by benchmarks/against_peers.py -->", "<!-- end of what i
 LIMIT = 1.05
 #: What a row says in words.
 SAID = ("method", "steps", "results", "note")
-#: Why a defense has no row, where it is not that no peer has it.
-WHY = {"mcr": "one block of a thousand lines"}
 
 
 def fight(duel: Duel, pairs: int) -> dict[str, Any]:
@@ -89,16 +86,6 @@ def fight(duel: Duel, pairs: int) -> dict[str, Any]:
         "results": said,
         "note": duel.note,
     }
-
-
-def commit(root: Path | None) -> str | None:
-    """Return the commit of a checkout; None where no repository of its own lies."""
-    if root is None or not (root / ".git").exists():
-        return None
-    found = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
 
 
 def duels_of(asked: argparse.Namespace) -> dict[str, tuple[Peer, Callable[[Field], Duel]]]:
@@ -170,16 +157,12 @@ def ratio(row: Mapping[str, Any]) -> str:
     return said if row["ratio"] <= LIMIT else f"**{said}**"
 
 
-def not_run(done: set[str]) -> dict[str, str]:
-    """Return why a defense has no row, in a word."""
+def not_run(done: set[str]) -> list[str]:
+    """Return the defenses that have no row: no peer has them."""
     from excise import registry
 
     names = [row.name for row in registry.rows("defense")]
-    return {
-        name: WHY.get(name, "no code in these peers")
-        for name in names
-        if name not in done and name != "none"
-    }
+    return [name for name in names if name not in done and name != "none"]
 
 
 def table() -> str:
@@ -208,9 +191,7 @@ def table() -> str:
             lines.append(f"* **{row['method']}**: {said}.")
     lines.append("")
     missing = not_run({row["method"] for row in rows})
-    for reason in dict.fromkeys(missing.values()):
-        names = ", ".join(name for name, why in missing.items() if why == reason)
-        lines.append(f"Not run, {reason}: {names}.")
+    lines.append(f"Not run, no code in these peers: {', '.join(missing)}.")
     return "\n".join(lines)
 
 

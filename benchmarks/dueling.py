@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from excise.types import DefenderData, Repair, Row
+    from excise.types import Backdoor, DefenderData, Repair, Row
 
 SPC = 10
 
@@ -32,14 +32,14 @@ class Field:
 
     Args:
         model: the victim, on [0, 1] images.
-        data: the defender's 100 images; ten of them held out.
-        trigger: the victim's own, for the one method that is told it.
+        data: the defender's images; a tenth of them held out.
+        backdoor: the victim's own, for the one method that is told it, and for measuring.
         channels_last: whether the peer's network has our order of memory, too.
     """
 
     model: nn.Module
     data: DefenderData
-    trigger: Callable[[Tensor], Tensor]
+    backdoor: Backdoor
     channels_last: bool
 
     def copied(self) -> nn.Module:
@@ -57,7 +57,7 @@ class Field:
         return self.copied().get_submodule("body")
 
 
-def field_of(bundle: Path, *, channels_last: bool = False) -> Field:
+def field_of(bundle: Path, *, channels_last: bool = False, spc: int = SPC) -> Field:
     from excise.attacks import load_victim
     from excise.data import defender_data, load_data
     from excise.experiments.plant import pool_of
@@ -67,9 +67,9 @@ def field_of(bundle: Path, *, channels_last: bool = False) -> Field:
     made = card["made"]
     train = load_data(made["data"]["source"]).train
     pool = pool_of(train, made["seed"], made["data"]["victim_images"]).pool
-    data = defender_data(pool, spc=SPC, rng=Rng(0).child("sample"))
+    data = defender_data(pool, spc=spc, rng=Rng(0).child("sample"))
     assert victim.backdoor is not None
-    return Field(victim.model, data, victim.backdoor.trigger, channels_last)
+    return Field(victim.model, data, victim.backdoor, channels_last)
 
 
 def now() -> tuple[float, float]:

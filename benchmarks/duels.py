@@ -2,6 +2,9 @@
 
 Each pair of functions does the same work on the same victim, images, steps and batch size, and
 says how long it took. What is left out of theirs, and why, stands in ``against_peers.py``.
+
+Where a method can be given, both sides do all of its work with its settings, and theirs returns
+the network it leaves: ``outcomes_of_peers.py`` compares what comes out.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
-from dueling import Duel, Field, Timed, clocked, repaired
+from dueling import Duel, Field, Timed, clocked, now, repaired, timed
 from peers import Nothing, Peer, named, nothing, replaced, with_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from excise.defenses import ANP, FP, FTSAM, MCR, NAD, NPD, RNP, SAU, FineTuning
     from excise.types import LabelledImages, Repair
 
 
@@ -99,34 +103,35 @@ def bnp(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def anp(peer: Peer, field: Field) -> Duel:
+def anp(peer: Peer, field: Field, method: ANP | None = None) -> Duel:
     from excise.defenses import ANP
 
-    iterations, batch = 4, 32
+    method = method or ANP(iterations=4, batch_size=32)
+    iterations, batch = method.iterations, method.batch_size
     module = peer.defense["anp"]
 
     def theirs(_: int) -> Timed:
         import torch
         from torch.utils.data import RandomSampler
 
-        args = peer.args("anp")
+        args = peer.args("anp", anp_eps=method.epsilon, anp_alpha=method.alpha)
         images = peer.dataset(field.data.train, augment=True)
         sampler = RandomSampler(images, replacement=True, num_samples=iterations * batch)
         loader = peer.loader(field.data.train, batch, augment=True, sampler=sampler)
 
-        def work() -> None:
+        def work() -> nn.Module:
             net = with_norms(field.body(), module.anp_model.NoisyBatchNorm2d)
             masks, noise = (named(net, part) for part in ("neuron_mask", "neuron_noise"))
             module.mask_train(
                 args, net, torch.nn.CrossEntropyLoss(),
-                torch.optim.SGD(masks, lr=0.2, momentum=0.9),
+                torch.optim.SGD(masks, lr=method.learning_rate, momentum=0.9),
                 torch.optim.SGD(noise, lr=args.anp_eps / args.anp_steps), loader,
             )  # fmt: skip
+            return net
 
         with replaced(module, args=args):
             return clocked(work)
 
-    method = ANP(iterations=iterations, batch_size=batch)
     return Duel(
         "anp", f"{iterations} iterations of {batch}",
         lambda i: repaired(method, field, i, stage="mask"), theirs,
@@ -134,40 +139,47 @@ def anp(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def rnp(peer: Peer, field: Field) -> Duel:
+def rnp(peer: Peer, field: Field, method: RNP | None = None) -> Duel:
     from excise.defenses import RNP
 
-    epochs, batch = 1, 50
+    method = method or RNP(
+        unlearning_epochs=1, unlearning_accuracy=0, recovering_epochs=1, batch_size=50
+    )
+    unlearning, recovering = method.unlearning_epochs, method.recovering_epochs
     module = peer.defense["rnp"]
 
     def theirs(_: int) -> Timed:
         import torch
 
-        loader = peer.loader(field.data.everything(), batch, augment=True)
+        loader = peer.loader(field.data.everything(), method.batch_size, augment=True)
 
-        def stage(trainer: Any, optimizer: Any) -> None:
-            ready(trainer, loader, optimizer, None)
-            for _ in range(epochs):
-                trainer.train_one_epoch_on_mix(verbose=1)
-
-        def work() -> None:
+        def work() -> nn.Module:
             net = field.body()
-            optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-            stage(module.UnlearnModelTrainer(net, 0.2), optimizer)
+            optimizer = torch.optim.SGD(
+                net.parameters(), lr=method.unlearning_rate, momentum=0.9,
+                weight_decay=method.unlearning_weight_decay,
+            )  # fmt: skip
+            falling = torch.optim.lr_scheduler.MultiStepLR(optimizer, [10], 0.1)
+            trainer = module.UnlearnModelTrainer(net, method.unlearning_accuracy)
+            ready(trainer, loader, optimizer, falling)
+            for _ in range(unlearning):
+                _, said, labels, *_ = trainer.train_one_epoch_on_mix(verbose=1)
+                if float((said == labels).float().mean()) <= method.unlearning_accuracy:
+                    break
             masked = with_norms(copy.deepcopy(net), module.rnp_model.MaskBatchNorm2d)
-            masks = named(masked, "neuron_mask")
-            stage(
-                module.RecoverModelTrainer(masked, 0.2),
-                torch.optim.SGD(masks, lr=0.2, momentum=0.9),
+            masks = torch.optim.SGD(
+                named(masked, "neuron_mask"), lr=method.recovering_rate, momentum=0.9
             )
+            trainer = module.RecoverModelTrainer(masked, method.recovering_weight)
+            ready(trainer, loader, masks, None)
+            for _ in range(recovering):
+                trainer.train_one_epoch_on_mix(verbose=1)
+            return masked
 
         return clocked(work)
 
-    method = RNP(
-        unlearning_epochs=epochs, unlearning_accuracy=0, recovering_epochs=epochs, batch_size=batch
-    )
     return Duel(
-        "rnp", f"{epochs} + {epochs} epoch, batch {batch}",
+        "rnp", f"{unlearning} + {recovering} epoch, batch {method.batch_size}",
         lambda i: repaired(method, field, i, stage="recover"), theirs,
         note="theirs, when it recovers, also takes the gradients of all weights, which do not move",
     )  # fmt: skip
@@ -184,42 +196,49 @@ def ready(trainer: Any, loader: Any, optimizer: Any, scheduler: Any) -> None:
     trainer.agg_save_dataframe = nothing
 
 
-def ft(peer: Peer, field: Field) -> Duel:
+def tuned(peer: Peer, net: nn.Module, loader: Any, epochs: int, **settings: Any) -> None:
+    """Fine-tune a network as the peer does, in place."""
+    module, args = peer.defense["ft"], peer.args("ft", epochs=epochs, **settings)
+    trainer = module.PureCleanModelTrainer(net)
+    ready(trainer, loader, *module.argparser_opt_scheduler(net, args))
+    for _ in range(epochs):
+        trainer.train_one_epoch_on_mix()
+
+
+def ft(peer: Peer, field: Field, method: FineTuning | None = None) -> Duel:
     from excise.defenses import FineTuning
 
-    epochs, batch = 2, 50
-    module, args = peer.defense["ft"], peer.args("ft", epochs=epochs, batch_size=batch)
+    method = method or FineTuning(epochs=2, batch_size=50)
+    epochs, batch = method.epochs, method.batch_size
 
     def theirs(_: int) -> Timed:
         loader = peer.loader(field.data.everything(), batch, augment=True)
 
-        def work() -> None:
+        def work() -> nn.Module:
             net = field.body()
-            trainer = module.PureCleanModelTrainer(net)
-            ready(trainer, loader, *module.argparser_opt_scheduler(net, args))
-            for _ in range(epochs):
-                trainer.train_one_epoch_on_mix()
+            tuned(peer, net, loader, epochs)
+            return net
 
         return clocked(work)
 
-    method = FineTuning(epochs=epochs, batch_size=batch)
     return Duel(
         "ft", f"{epochs} epochs, batch {batch}", lambda i: repaired(method, field, i), theirs
     )
 
 
-def ft_sam(peer: Peer, field: Field) -> Duel:
+def ft_sam(peer: Peer, field: Field, method: FTSAM | None = None) -> Duel:
     from excise.defenses import FTSAM
 
-    epochs, batch = 2, 50
+    method = method or FTSAM(epochs=2, batch_size=50)
+    epochs, batch = method.epochs, method.batch_size
     module = peer.defense["ft-sam"]
-    args = peer.args("ft-sam", batch_size=batch, adaptive=True, print_freq=10**9)
+    args = peer.args("ft-sam", epochs=epochs, batch_size=batch, adaptive=True, print_freq=10**9)
 
     def theirs(_: int) -> Timed:
         loader = peer.loader(field.data.everything(), batch, augment=True)
-        method = object.__new__(module.dsam)  # its constructor reads files
+        tuning = object.__new__(module.dsam)  # its constructor reads files
 
-        def work() -> None:
+        def work() -> nn.Module:
             net = field.body()
             base, scheduler = module.argparser_opt_scheduler(net, args)
             radius = module.ProportionScheduler(
@@ -230,11 +249,11 @@ def ft_sam(peer: Peer, field: Field) -> Duel:
                 net.parameters(), base, net, args.alpha, radius, adaptive=args.adaptive
             )
             for epoch in range(epochs):
-                method._train_sam(args, loader, net, optimizer, scheduler, None, epoch)
+                tuning._train_sam(args, loader, net, optimizer, scheduler, None, epoch)
+            return net
 
         return clocked(work)
 
-    method = FTSAM(epochs=epochs, batch_size=batch)
     return Duel(
         "ft-sam", f"{epochs} epochs, batch {batch}", lambda i: repaired(method, field, i), theirs
     )
@@ -300,17 +319,24 @@ def i_bau(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def nad(peer: Peer, field: Field) -> Duel:
+def nad(peer: Peer, field: Field, method: NAD | None = None) -> Duel:
     from excise.defenses import NAD
 
-    epochs, batch = 1, 50
-    module, args = peer.defense["nad"], peer.args("nad", batch_size=batch)
+    method = method or NAD(epochs=1, teacher_epochs=0, batch_size=50)
+    epochs, batch = method.epochs, method.batch_size
+    module = peer.defense["nad"]
+    args = peer.args("nad", batch_size=batch, lr=method.learning_rate, wd=method.weight_decay)
 
     def theirs(_: int) -> Timed:
         loader = peer.loader(field.data.everything(), batch, augment=True)
 
-        def work() -> None:
-            student, teacher = field.body(), field.body().eval()
+        def work() -> nn.Module:
+            student, teacher = field.body(), field.body()
+            tuned(
+                peer, teacher, loader, method.teacher_epochs, lr=method.learning_rate,
+                wd=method.weight_decay,
+            )  # fmt: skip
+            teacher.eval()
             losses = {"criterionCls": module.argparser_criterion(args)}
             losses["criterionAT"] = module.AT(args.p)
             trainer = module.NADModelTrainer(student, teacher, losses)
@@ -319,10 +345,10 @@ def nad(peer: Peer, field: Field) -> Duel:
             nets = {"student": student, "teacher": teacher}
             for epoch in range(epochs):
                 trainer.train_epoch(args, loader, nets, optimizer, scheduler, losses, epoch)
+            return student
 
         return clocked(work)
 
-    method = NAD(epochs=epochs, teacher_epochs=0, batch_size=batch)
     return Duel(
         "nad", f"{epochs} epoch of distillation, batch {batch}",
         lambda i: repaired(method, field, i, stage="distill"), theirs,
@@ -330,7 +356,7 @@ def nad(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def fp(peer: Peer, field: Field) -> Duel:
+def fp(peer: Peer, field: Field, method: FP | None = None) -> Duel:
     import torch
 
     from excise.defenses import FP
@@ -338,7 +364,9 @@ def fp(peer: Peer, field: Field) -> Duel:
     module, data = peer.defense["fp"], field.data
     held = data.held_out("Fine-Pruning")
     # What never stops either side before the last feature.
-    method = FP(max_relative_accuracy_drop=1, epochs=0)
+    endless = FP(max_relative_accuracy_drop=1, epochs=0)
+    drop = 2 if method is None else method.max_relative_accuracy_drop
+    method = method or endless
 
     def theirs(_: int) -> Timed:
         tested = peer.dataset(held, augment=False)
@@ -351,25 +379,39 @@ def fp(peer: Peer, field: Field) -> Duel:
                 ({"test_acc": 0.0},) if len(loader.dataset) == 1 else evaluate(net, loader, *rest)
             )
 
+        def tune(
+            trainer: Any, loader: Any, clean: Any, triggered: Any, epochs: int, criterion: Any,
+            optimizer: Any, scheduler: Any, *rest: Any, **more: Any,
+        ) -> None:  # fmt: skip
+            """Train as the peer does, without its evaluations on test images."""
+            ready(trainer, loader, optimizer, scheduler)
+            for _ in range(epochs):
+                trainer.train_one_epoch_on_mix()
+
         with tempfile.TemporaryDirectory() as folder:
             work = module.FinePrune()
             work.args = peer.args(
-                "fp", acc_ratio=2, defense_save_path=folder, batch_size=256, index=None
-            )
+                "fp", acc_ratio=drop, defense_save_path=folder, batch_size=256, index=None,
+                epochs=method.epochs,
+            )  # fmt: skip
             work.attack_result = {
                 "clean_train": peer.stored(data.train),
                 "clean_test": tested,
                 "bd_test": triggered,
             }
 
-            def prune() -> None:
+            def prune() -> nn.Module:
                 work.netC = field.body().eval().requires_grad_(False)
                 work.defense()
+                pruned: nn.Module = work.netC
+                return pruned
 
-            with replaced(
-                module, given_dataloader_test=clean_only, Metric_Aggregator=Nothing,
-                general_plot_for_epoch=nothing, save_defense_result=nothing,
-                BackdoorModelTrainer=Nothing,
+            with (
+                replaced(
+                    module, given_dataloader_test=clean_only, Metric_Aggregator=Nothing,
+                    general_plot_for_epoch=nothing, save_defense_result=nothing,
+                ),
+                replaced(module.BackdoorModelTrainer, train_with_test_each_epoch_on_mix=tune),
             ):  # fmt: skip
                 return clocked(prune)
 
@@ -380,12 +422,13 @@ def fp(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def sau(peer: Peer, field: Field) -> Duel:
+def sau(peer: Peer, field: Field, method: SAU | None = None) -> Duel:
     import torch
 
     from excise.defenses import SAU
 
-    rounds, batch = 1, 50
+    method = method or SAU(rounds=1, batch_size=50)
+    rounds, batch = method.rounds, method.batch_size
     module, images = peer.defense["sau"], field.data.everything()
 
     def theirs(_: int) -> Timed:
@@ -408,9 +451,8 @@ def sau(peer: Peer, field: Field) -> Duel:
                 Metric_Aggregator=Nothing, general_plot_for_epoch=nothing,
                 save_defense_result=nothing,
             ):  # fmt: skip
-                return clocked(work.mitigation)
+                return clocked(lambda: work.mitigation()["model"])
 
-    method = SAU(rounds=rounds, batch_size=batch)
     return Duel(
         "sau", f"{rounds} round, batch {batch}, at most 5 inner steps",
         lambda i: repaired(method, field, i), theirs,
@@ -419,12 +461,13 @@ def sau(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def npd(peer: Peer, field: Field) -> Duel:
+def npd(peer: Peer, field: Field, method: NPD | None = None) -> Duel:
     from torchvision.transforms import Normalize
 
     from excise.defenses import NPD
 
-    warm, epochs, batch = 1, 1, 50
+    method = method or NPD(warm_epochs=1, epochs=1, batch_size=50)
+    warm, epochs, batch = method.warm_epochs, method.epochs, method.batch_size
     module = peer.defense["npd"]
 
     def theirs(_: int) -> Timed:
@@ -441,22 +484,71 @@ def npd(peer: Peer, field: Field) -> Duel:
         work.denormalization = module.get_dataset_denormalization(work.normalization)
         work.evaluation = lambda *_: (0.0,) * 6
 
-        def polarize() -> None:
+        def polarize() -> nn.Module:
             net = field.body().eval()
             plug = work.prepare_polarizer(net, args, loader)
             work.train_npd(
                 net, plug, loader, None, None, epochs, module.argparser_criterion(args), None,
                 None, "cpu", 0, "", "", False, "", False,
             )  # fmt: skip
+            net.get_submodule(args.target_layer_name).register_forward_pre_hook(
+                lambda _, given: plug(given[0])
+            )
+            return net
 
         with replaced(module, args=args, Metric_Aggregator=Nothing):
             return clocked(polarize)
 
-    method = NPD(warm_epochs=warm, epochs=epochs, batch_size=batch)
     return Duel(
         "npd", f"{warm} epoch of warm-up, {epochs} more, batch {batch}",
         lambda i: repaired(method, field, i), theirs,
         note="up to seven passes of the network a step, ours four",
+    )  # fmt: skip
+
+
+def mcr(peer: Peer, field: Field, method: MCR | None = None) -> Duel:
+    """Compare the training of the curve; the rest of theirs is one function of 700 lines."""
+    import torch
+
+    from excise.defenses import MCR
+
+    method = method or MCR(tune_epochs=0, epochs=5, batch_size=50, t=0.5)
+    epochs, batch = method.epochs, method.batch_size
+    module = peer.defense["mcr"]
+    args = peer.args(
+        "mcr", lr=method.learning_rate, wd=method.weight_decay, batch_size=batch, lr_scheduler="",
+        momentum=0.9,
+    )  # fmt: skip
+
+    def theirs(_: int) -> Timed:
+        loader = peer.loader(field.data.train, batch, augment=True)
+        tests = object.__new__(module.MCR)
+
+        start = now()
+        first, bend, last, net = (field.body() for _ in range(4))
+        tuned(peer, last, loader, method.tune_epochs)
+        with torch.no_grad():
+            for middle, end in zip(bend.parameters(), last.parameters(), strict=True):
+                middle.lerp_(end, 0.5)
+        curve, loss = module.Bezier(3), torch.nn.CrossEntropyLoss()
+        steps = [module.argparser_opt_scheduler(part, args)[0] for part in (net, bend)]
+        for _ in range(epochs):
+            tests.train_curve_one_epoch(
+                args, net, curve, steps[0], None, [first, bend, last], steps[1:], [None], loss,
+                loader, "cpu",
+            )  # fmt: skip
+        stop = now()
+        module.sampleModelFromCurve(net, [first, bend, last], curve, 0.5, "cpu")
+        net.train()
+        with torch.no_grad():
+            for images, *_ in loader:
+                net(images)
+        return timed(start, stop, net)
+
+    return Duel(
+        "mcr", f"{epochs} epochs of the curve, batch {batch}",
+        lambda i: repaired(method, field, i), theirs,
+        note="theirs walks over the parameters of three networks in every step",
     )  # fmt: skip
 
 
@@ -523,7 +615,7 @@ def grad_prune(module: ModuleType, peer: Peer, field: Field) -> Duel:
             return self.pictures[index]
 
     def loader(images: LabelledImages) -> Any:
-        changed = round_to_8_bits(field.trigger(images.floats()))
+        changed = round_to_8_bits(field.backdoor.trigger(images.floats()))
         under = LabelledImages(changed, images.labels, images.classes, images.mirror)
         pairs = module.GradPrune_Dataset_Wrapper(Both(images), Both(under), normalize, "cpu")
         return DataLoader(pairs, batch, shuffle=True, num_workers=0)
@@ -543,7 +635,9 @@ def grad_prune(module: ModuleType, peer: Peer, field: Field) -> Duel:
 
         return clocked(prune)
 
-    method = GradPrune(inverter=Oracle(field.trigger), max_accuracy_drop=1, patience=rounds + 1)
+    method = GradPrune(
+        inverter=Oracle(field.backdoor.trigger), max_accuracy_drop=1, patience=rounds + 1
+    )
     return Duel(
         "grad-prune", f"{rounds} rounds, batch {batch}, told the trigger",
         lambda i: repaired(method, field, i, stage="prune", rounds=rounds), theirs,
@@ -554,5 +648,5 @@ def grad_prune(module: ModuleType, peer: Peer, field: Field) -> Duel:
 
 DUELS: Mapping[str, Callable[[Peer, Field], Duel]] = {
     "clp": clp, "bnp": bnp, "anp": anp, "rnp": rnp, "ft": ft, "ft-sam": ft_sam, "i-bau": i_bau,
-    "nad": nad, "fp": fp, "sau": sau, "npd": npd, "neural-cleanse": neural_cleanse,
+    "nad": nad, "fp": fp, "sau": sau, "npd": npd, "neural-cleanse": neural_cleanse, "mcr": mcr,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from peers import Nothing, Peer, named, nothing, replaced, with_norms
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from excise.defenses import FST, IMS, MMBM, NFT, PBE
     from excise.types import LabelledImages
 
 
@@ -42,10 +43,11 @@ def attack_of(peer: Peer, images: LabelledImages) -> dict[str, Any]:
     return {"clean_train": peer.stored(images), "clean_test": None, "bd_test": None}
 
 
-def fst(peer: Peer, field: Field) -> Duel:
+def fst(peer: Peer, field: Field, method: FST | None = None) -> Duel:
     from excise.defenses import FST
 
-    epochs, batch = 2, 50
+    method = method or FST(epochs=2, batch_size=50)
+    epochs, batch = method.epochs, method.batch_size
     module = peer.defense["fst"]
 
     def theirs(_: int) -> Timed:
@@ -56,9 +58,11 @@ def fst(peer: Peer, field: Field) -> Duel:
         )  # fmt: skip
         work.attack_result = attack_of(peer, field.data.everything())
 
-        def tune() -> None:
+        def tune() -> nn.Module:
             work.model = field.body().eval()
             work.defense()
+            tuned: nn.Module = work.model
+            return tuned
 
         with replaced(
             module, given_dataloader_test_v2=untested, save_defense_result=nothing, pd=Nothing(),
@@ -66,16 +70,16 @@ def fst(peer: Peer, field: Field) -> Duel:
         ):  # fmt: skip
             return clocked(tune)
 
-    method = FST(epochs=epochs, batch_size=batch)
     return Duel(
         "fst", f"{epochs} epochs, batch {batch}", lambda i: repaired(method, field, i), theirs
     )
 
 
-def nft(peer: Peer, field: Field) -> Duel:
+def nft(peer: Peer, field: Field, method: NFT | None = None) -> Duel:
     from excise.defenses import NFT
 
-    epochs, batch = 2, 50
+    method = method or NFT(epochs=2, batch_size=50)
+    epochs, batch = method.epochs, method.batch_size
     module = peer.defense["nft"]
 
     def theirs(_: int) -> Timed:
@@ -83,9 +87,9 @@ def nft(peer: Peer, field: Field) -> Duel:
 
         images = field.data.everything()
         loader = peer.loader(images, batch, augment=True)
-        args = peer.args("nft", epochs=epochs)
+        args = peer.args("nft", epochs=epochs, lr=method.learning_rate)
 
-        def work() -> None:
+        def work() -> nn.Module:
             net = with_norms(field.body(), module.MaskBatchNorm2d).requires_grad_(False)
             masks = named(net, "neuron_mask")
             for mask in masks:
@@ -98,12 +102,12 @@ def nft(peer: Peer, field: Field) -> Duel:
             for _ in range(epochs):
                 module.NFT_Train(args, share, net, loss, optimizer, loader)
                 falling.step()
+            return net
 
         # It asks for a GPU by name.
         with replaced(torch.Tensor, cuda=lambda tensor: tensor):
             return clocked(work)
 
-    method = NFT(epochs=epochs, batch_size=batch)
     return Duel(
         "nft", f"{epochs} epochs, batch {batch}", lambda i: repaired(method, field, i), theirs,
         note="theirs learns with batch norms in train mode, which costs more than ours in eval "
@@ -111,10 +115,11 @@ def nft(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def pbe(peer: Peer, field: Field) -> Duel:
+def pbe(peer: Peer, field: Field, method: PBE | None = None) -> Duel:
     from excise.defenses import PBE
 
-    rounds, batch, steps = 1, 50, 3
+    method = method or PBE(rounds=1, batch_size=50, steps=3)
+    rounds, batch, steps = method.rounds, method.batch_size, method.steps
     module = peer.defense["pbe"]
 
     def theirs(_: int) -> Timed:
@@ -122,15 +127,15 @@ def pbe(peer: Peer, field: Field) -> Duel:
         args = peer.args("pbe", adv_train_iters=steps)
         work = module.PBE()
 
-        def alternate() -> None:
+        def alternate() -> nn.Module:
             net = field.body().train()
             for _ in range(rounds):
                 work.adv_train(net, loader, args)
                 work.normal_train(net, loader, args)
+            return net
 
         return clocked(alternate)
 
-    method = PBE(rounds=rounds, batch_size=batch, steps=steps)
     return Duel(
         "pbe", f"{rounds} adversarial and {rounds} clean epoch, batch {batch}, {steps} steps",
         lambda i: repaired(method, field, i), theirs,
@@ -179,10 +184,11 @@ def fmp(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def ims(peer: Peer, field: Field) -> Duel:
+def ims(peer: Peer, field: Field, method: IMS | None = None) -> Duel:
     from excise.defenses import IMS
 
-    rounds, batch, steps = 1, 50, 3
+    method = method or IMS(initial_rounds=1, rounds=1, steps=3, batch_size=50)
+    rounds, batch, steps = method.rounds, method.batch_size, method.steps
     module = peer.defense["ims"]
 
     def theirs(_: int) -> Timed:
@@ -194,27 +200,29 @@ def ims(peer: Peer, field: Field) -> Duel:
             images, num_workers=0, batch_sampler=module.InfiniteRandomBatchSampler(images, batch)
         )
         args = peer.args(
-            "ims", num_steps_peturb=steps, max_initial_rounds=rounds, max_minimize_rounds=rounds,
-            defense_save_path="",
+            "ims", num_steps_peturb=steps, max_initial_rounds=method.initial_rounds,
+            max_minimize_rounds=rounds, lr_mask=method.mask_rate,
+            lr_peturb=method.perturbation_rate, defense_save_path="",
         )  # fmt: skip
         norm = module.get_dataset_normalization("cifar10")
         pixels = norm, module.get_dataset_denormalization(norm)
 
-        def work() -> None:
+        def work() -> nn.Module:
             net, reference = field.body(), field.body()
             hooks = module.setup_hooks(module.get_conv_modules(net), "cpu")
             for hook, _ in hooks:
                 hook.channel_selection, hook.k = torch.ones_like(hook.channel_mask), args.k
+                hook.apply_mask = True
             given = args, net, reference, hooks, loader, "cpu", *pixels
             module.train_mask_initial(*given)
             for sparse in (False, True):
                 module.train_mask_minimize(*given, with_l1=sparse)
+            return net
 
         # What it tests on its batches goes to a table alone.
         with replaced(module, pd=Nothing(), test_batch_peturb=lambda *_, **__: (0.0,) * 6):
             return clocked(work)
 
-    method = IMS(initial_rounds=rounds, rounds=rounds, steps=steps, batch_size=batch)
     return Duel(
         "ims", f"{rounds} round of each of three stages, batch {batch}, {steps} steps",
         lambda i: repaired(method, field, i), theirs,
@@ -234,11 +242,12 @@ def called_right(field: Field) -> Field:
     return replace(field, data=right)
 
 
-def mm_bm(peer: Peer, field: Field) -> Duel:
+def mm_bm(peer: Peer, field: Field, method: MMBM | None = None) -> Duel:
     from excise.defenses import MMBM
 
     field = called_right(field)
-    epochs, batch = 4, 50
+    method = method or MMBM(epochs=4, batch_size=50, least_steps=1)
+    epochs, batch = method.epochs, method.batch_size
     module = peer.defense["mm-bd"]
 
     def theirs(_: int) -> Timed:
@@ -270,9 +279,8 @@ def mm_bm(peer: Peer, field: Field) -> Duel:
                 setup_mask_preactresnet18=with_clamps,
             ):  # fmt: skip
                 work.defense()
-                return timed(started[0], now(), None)
+                return timed(started[0], now(), work.model)
 
-    method = MMBM(epochs=epochs, batch_size=batch, least_steps=1)
     return Duel(
         "mm-bm", f"{epochs} epochs, {len(field.data.train)} images called right, batch {batch}",
         lambda i: repaired(method, field, i), theirs,

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import io
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,7 @@ class Peer:
     """
 
     MODULES: tuple[str, ...] = (
-        "clp", "bnp", "anp", "rnp", "ft", "ft-sam", "i-bau", "nad", "fp", "sau", "npd", "nc",
+        "clp", "bnp", "anp", "rnp", "ft", "ft-sam", "i-bau", "nad", "fp", "sau", "npd", "nc", "mcr",
     )  # fmt: skip
     NAME, OPTION = "BackdoorBench", "--backdoorbench"
     #: What a method's own file of settings may be called.
@@ -186,6 +187,16 @@ class Fork(Peer):
                     setattr(empty, name, nothing)
                 sys.modules[empty.__name__] = empty
         return super().load(path)
+
+
+def commit(root: Path | None) -> str | None:
+    """Return the commit of a checkout; None where no repository of its own lies."""
+    if root is None or not (root / ".git").exists():
+        return None
+    found = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
 
 
 def grad_prune_of(root: Path, peer: Peer) -> ModuleType:
