@@ -252,6 +252,7 @@ def mm_bm(peer: Peer, field: Field, method: MMBM | None = None) -> Duel:
 
     def theirs(_: int) -> Timed:
         started: list[tuple[float, float]] = []
+        clamps: list[tuple[nn.Module, Any]] = []
         clamped = module.setup_mask_preactresnet18
 
         def with_clamps(*given: Any) -> Any:
@@ -261,6 +262,7 @@ def mm_bm(peer: Peer, field: Field, method: MMBM | None = None) -> Duel:
                 key: (layer, own, layer.register_forward_hook(own.hook))
                 for key, (layer, own, _) in layers.items()
             }
+            clamps.extend((layer, own) for layer, own, _ in put.values())
             started.append(now())
             return put
 
@@ -279,7 +281,11 @@ def mm_bm(peer: Peer, field: Field, method: MMBM | None = None) -> Duel:
                 setup_mask_preactresnet18=with_clamps,
             ):  # fmt: skip
                 work.defense()
-                return timed(started[0], now(), work.model)
+                stopped = now()
+                # It takes them off once more at the end, too.
+                for layer, own in clamps:
+                    layer.register_forward_hook(own.hook)
+                return timed(started[0], stopped, work.model)
 
     return Duel(
         "mm-bm", f"{epochs} epochs, {len(field.data.train)} images called right, batch {batch}",

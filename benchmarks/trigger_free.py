@@ -61,13 +61,14 @@ def networks(pattern: str) -> list[Path]:
 
 
 def twin_of(card: Record) -> Path | None:
-    """Return the clean network of the same data, epochs and seed, if the zoo has it."""
+    """Return the clean network of the same data and seed: as many epochs, or the most below."""
     made = card["made"]
+    found: dict[int, Path] = {}
     for path in VICTIMS.glob(f"{made['data']['source']}-none-*"):
         other = json.loads((path / "card.json").read_text())["made"]
-        if (other["recipe"]["epochs"], other["seed"]) == (made["recipe"]["epochs"], made["seed"]):
-            return path
-    return None
+        if other["seed"] == made["seed"] and other["recipe"]["epochs"] <= made["recipe"]["epochs"]:
+            found[other["recipe"]["epochs"]] = path
+    return found[max(found)] if found else None
 
 
 def method() -> SoftPrune:

@@ -47,6 +47,8 @@ def victims(every: Iterable[Cell]) -> str:
         "| PSNR | SSIM | high frequencies |",
         "|-|-|-|-|-|-|-|-|-|-|-|-|",
     ]
+    every = list(every)
+    trained = {cell.name: cell.epochs for cell in every}
     for cell in every:
         if cell.attack == "none":
             continue
@@ -62,6 +64,8 @@ def victims(every: Iterable[Cell]) -> str:
         twin = card_of(cell.out.parent / cell.twin) if cell.twin else None
         acc, asr, ra = (percent(measured[key]) for key in ("acc", "asr", "ra"))
         floor = percent(twin["measured"]["acc"]) if twin else "not run"
+        if twin and cell.twin and trained[cell.twin] != cell.epochs:
+            floor += f" ({trained[cell.twin]} epochs)"
         seen = measured.get("visibility") or {}
         visible = [
             form.format(seen[key]) if seen.get(key) is not None else "–" for key, form in VISIBLE

@@ -66,6 +66,7 @@ def test_the_tables_of_the_defenses_are_made_from_their_records(
         ("scan_networks", "docs/scan.md"),
         ("trigger_free", "docs/methods/soft-prune.md"),
         ("against_peers", "docs/speed.md"),
+        ("outcomes_of_peers", "docs/defenses.md"),
     ],
 )
 def test_the_tables_of_a_page_are_made_from_its_records(

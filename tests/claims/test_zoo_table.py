@@ -44,14 +44,16 @@ def test_a_row_of_every_kind(script: ModuleType, zoo: Any) -> None:
         zoo.Cell(f"{attack}-1", "cifar10", attack, 10, 1, twin=twin.name)
         for attack in ("badnets", "blended", "lf", "sig")
     )
+    longer = zoo.Cell("bpp-1", "cifar10", "bpp", 40, 1, twin=twin.name)
     seen = {"mean_change": 1.185, "psnr": None, "ssim": 0.9661, "high_frequency_share": 0.056}
     rates = {"acc": rate(0.8021), "asr": rate(0.96966), "ra": rate(0.026)}
-    every = [twin, whole, older, absent, other]
+    every = [twin, whole, older, absent, other, longer]
     card(whole, **rates, visibility=seen)
     assert "| not run | 97.0 |" in script.victims(every), "the twin is not there yet"
     card(twin, acc=rate(0.8171))
     card(older, **rates)
     card(other, **rates)
+    card(longer, **rates)
     said = json.loads((other.out / "card.json").read_text()) | {"arch": "excise:x,width=64"}
     (other.out / "card.json").write_text(json.dumps(said))
     assert script.victims(every).splitlines()[2:] == [
@@ -59,6 +61,7 @@ def test_a_row_of_every_kind(script: ModuleType, zoo: Any) -> None:
         "| blended | cifar10 | 1 | 10 | 80.2 | 81.7 | 97.0 | 2.6 | – | – | – | – |",
         "| lf | cifar10 | 1 | 10 | not run |  |  |  |  |  |  |  |",
         "| sig | cifar10, excise:x,width=64 | 1 | 10 | 80.2 | 81.7 | 97.0 | 2.6 | – | – | – | – |",
+        "| bpp | cifar10 | 1 | 40 | 80.2 | 81.7 (10 epochs) | 97.0 | 2.6 | – | – | – | – |",
     ]
 
 
