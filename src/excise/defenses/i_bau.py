@@ -17,8 +17,9 @@ Departures from the authors' code, and why:
 3. Perturbed pixels stay in [0, 1]; the code lets them leave it, where no image can follow.
 4. Batches are drawn anew in every round, and the images' own predictions once.
 
-Rates are in pixels. The authors' network takes pixels as they are; to one that normalizes within, by
-a deviation of a quarter, steps of δ are 16 times as large. BackdoorBench perturbs normalized images.
+Rates are in pixels. The authors' network takes pixels as they are; to one that normalizes within,
+by a deviation of a quarter, steps of δ are 16 times as large. BackdoorBench perturbs normalized
+images.
 
 With 100 images the published batch makes 5 steps in all, and they can go astray: where the inner
 problem is not convex (I − η ∂²L_in) grows, v with its K-th power, and the second term swamps the
