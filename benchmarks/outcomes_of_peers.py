@@ -12,7 +12,8 @@ Victims    development victims (seed 1), on which no defense is reported
 Peers      as in against_peers.py, whose duels do the work here with a method's own settings
 Compared   the settings of the core grid (its presets), the same defender's images. Of the peers'
            code what tests on test images is left out: ANP and RNP, whose thresholds theirs chooses
-           by them, have theirs chosen from its masks by our rule
+           by them, have theirs chosen from its masks by our rule. Rows with a colon take away, on
+           one side, what both differ by
 Record     benchmarks/records/outcomes-of-peers.json, row by row: what is there is not run again
 """
 
@@ -25,15 +26,17 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 # A script's own directory is first on the path, so its neighbors need no package.
+import fork_duels
 from dueling import SPC, Duel, Field, Timed, clocked, field_of, repaired
 from duels import anp, fp, ft, ft_sam, mcr, nad, npd, rnp, sau
 from fork_duels import fst, ims, mm_bm, nft, pbe
 from pages import between
-from peers import Fork, Nothing, Peer, commit, nothing, quiet, replaced
+from peers import Fork, Nothing, Peer, commit, nothing, quiet, replaced, with_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -107,6 +110,40 @@ def fmp(peer: Peer, field: Field, method: Any) -> Duel:
     return Duel("fmp", "", lambda i: repaired(method, field, i), theirs)
 
 
+def nft_at_rest(peer: Peer, field: Field, method: Any) -> Duel:
+    """Return NFT with the peer's batch norms in eval mode, as ours are."""
+    from torch import nn
+
+    duel = nft(peer, field, method)
+
+    def resting(model: nn.Module, norm: Callable[[int], nn.Module]) -> nn.Module:
+        net = with_norms(model, norm)
+        setattr(net, "train", lambda mode=True: nn.Module.train(net, False))  # noqa: B010
+        return net.train()
+
+    def theirs(number: int) -> Timed:
+        with replaced(fork_duels, with_norms=resting):
+            return duel.theirs(number)
+
+    return replace(duel, theirs=theirs)
+
+
+def mcr_zeroed(peer: Peer, field: Field, method: Any) -> Duel:
+    """Return MCR with the peer's gradients zeroed every epoch, which here is one step."""
+    duel, kind = mcr(peer, field, method), peer.defense["mcr"].MCR
+    one_epoch = kind.train_curve_one_epoch
+
+    def zeroed(self: Any, args: Any, net: nn.Module, *rest: Any) -> Any:
+        net.zero_grad()
+        return one_epoch(self, args, net, *rest)
+
+    def theirs(number: int) -> Timed:
+        with replaced(kind, train_curve_one_epoch=zeroed):
+            return duel.theirs(number)
+
+    return replace(duel, theirs=theirs)
+
+
 class Match(NamedTuple):
     """A defense on both sides, whole.
 
@@ -115,12 +152,14 @@ class Match(NamedTuple):
         peer: whose code theirs is.
         preset: the settings of the core grid.
         masks: theirs are masks on batch norms, by which a network is yet to be pruned.
+        fields: settings of ours that stand above the preset's.
     """
 
     make: Callable[[Peer, Field, Any], Duel]
     peer: str
     preset: str
     masks: bool = False
+    fields: Mapping[str, Any] = {}
 
 
 MATCHES: Mapping[str, Match] = {
@@ -140,15 +179,24 @@ MATCHES: Mapping[str, Match] = {
     "mm-bm": Match(mm_bm, "fork", "published"),
     "fmp": Match(fmp, "fork", "fast"),
     "ims": Match(ims, "fork", "fast"),
-}
+    # What the sides differ by, taken away on one of them.
+    "i-bau: our rates a sixteenth": Match(
+        i_bau, "backdoorbench", "published",
+        fields={"perturbation_rate": 10 / 16, "inner_rate": 0.1 / 16, "penalty": 0.001 * 16},
+    ),
+    "nft: theirs in eval mode": Match(nft_at_rest, "fork", "fast"),
+    "mcr: their gradients zeroed": Match(mcr_zeroed, "backdoorbench", "fast"),
+}  # fmt: skip
 
 
-def method_of(name: str, preset: str) -> Any:
+def method_of(name: str) -> Any:
+    """Return our method of a match, with its settings."""
     from excise import registry
 
+    match, name = MATCHES[name], name.partition(":")[0]
     kind = type(registry.build("defense", name, {}))
     presets: Mapping[str, Mapping[str, Any]] = getattr(kind, "PRESETS", None) or {}
-    return registry.build("defense", name, dict(presets.get(preset, {})))
+    return registry.build("defense", name, {**presets.get(match.preset, {}), **match.fields})
 
 
 def pruned_by(masked: nn.Module, method: Any, field: Field) -> nn.Module:
@@ -204,7 +252,7 @@ def seeded(seed: int) -> None:
 def outcome(name: str, peer: Peer, field: Field, test: LabelledImages) -> dict[str, Any]:
     """Run a defense whole on both sides and return the record's row, but for its victim."""
     match = MATCHES[name]
-    method = method_of(name, match.preset)
+    method = method_of(name)
     with peer.here():
         duel = match.make(peer, field, method)
         ours = duel.ours(0)
