@@ -363,10 +363,10 @@ def fp(peer: Peer, field: Field, method: FP | None = None) -> Duel:
 
     module, data = peer.defense["fp"], field.data
     held = data.held_out("Fine-Pruning")
-    # What never stops either side before the last feature.
-    endless = FP(max_relative_accuracy_drop=1, epochs=0)
-    drop = 2 if method is None else method.max_relative_accuracy_drop
-    method = method or endless
+    method = method or FP(max_relative_accuracy_drop=1, epochs=0)
+    drop = method.max_relative_accuracy_drop
+    # Which drop never stops a side before the last feature: ours 1, theirs any above.
+    drop = drop if drop < 1 else 2
 
     def theirs(_: int) -> Timed:
         tested = peer.dataset(held, augment=False)
@@ -422,36 +422,41 @@ def fp(peer: Peer, field: Field, method: FP | None = None) -> Duel:
     )  # fmt: skip
 
 
-def sau(peer: Peer, field: Field, method: SAU | None = None) -> Duel:
+def mitigated(peer: Peer, field: Field, method: str, kind: str, **settings: Any) -> Timed:
+    """Clock a method that the peer has as a class; its result is the network it leaves."""
     import torch
 
+    module, one = peer.defense[method], field.data.train.subset(torch.arange(1))
+    with tempfile.TemporaryDirectory() as folder:
+        work = object.__new__(getattr(module, kind))  # its constructor reads files
+        work.args = peer.args(
+            method, index=None, log=f"{folder}/", save_path=f"{folder}/", **settings
+        )
+        work.result = {
+            "model": field.body().state_dict(),
+            "clean_train": peer.stored(field.data.everything()),
+            "clean_test": peer.dataset(one, augment=False),
+            "bd_test": peer.dataset(one, augment=False),
+        }
+        work.eval_step = lambda *_: (0.0,) * 6
+        with replaced(
+            module, args=work.args, generate_cls_model=lambda *_: field.body(),
+            Metric_Aggregator=Nothing, general_plot_for_epoch=nothing,
+            save_defense_result=nothing,
+        ):  # fmt: skip
+            return clocked(lambda: work.mitigation()["model"])
+
+
+def sau(peer: Peer, field: Field, method: SAU | None = None) -> Duel:
     from excise.defenses import SAU
 
     method = method or SAU(rounds=1, batch_size=50)
     rounds, batch = method.rounds, method.batch_size
-    module, images = peer.defense["sau"], field.data.everything()
 
     def theirs(_: int) -> Timed:
-        one = field.data.train.subset(torch.arange(1))
-        with tempfile.TemporaryDirectory() as folder:
-            work = object.__new__(module.sau)  # its constructor reads files
-            work.args = peer.args(
-                "sau", n_rounds=rounds, batch_size=batch, train_mode=False, index=None,
-                log=f"{folder}/", save_path=f"{folder}/",
-            )  # fmt: skip
-            work.result = {
-                "model": field.body().state_dict(),
-                "clean_train": peer.stored(images),
-                "clean_test": peer.dataset(one, augment=False),
-                "bd_test": peer.dataset(one, augment=False),
-            }
-            work.eval_step = lambda *_: (0.0,) * 6
-            with replaced(
-                module, args=work.args, generate_cls_model=lambda *_: field.body(),
-                Metric_Aggregator=Nothing, general_plot_for_epoch=nothing,
-                save_defense_result=nothing,
-            ):  # fmt: skip
-                return clocked(lambda: work.mitigation()["model"])
+        return mitigated(
+            peer, field, "sau", "sau", n_rounds=rounds, batch_size=batch, train_mode=False
+        )
 
     return Duel(
         "sau", f"{rounds} round, batch {batch}, at most 5 inner steps",

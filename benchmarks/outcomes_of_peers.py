@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 # A script's own directory is first on the path, so its neighbors need no package.
 import fork_duels
 from dueling import SPC, Duel, Field, Timed, clocked, field_of, repaired
-from duels import anp, fp, ft, ft_sam, mcr, nad, npd, rnp, sau
+from duels import anp, fp, ft, ft_sam, mcr, mitigated, nad, npd, rnp, sau
 from fork_duels import fst, ims, mm_bm, nft, pbe
 from pages import between
-from peers import Fork, Nothing, Peer, commit, nothing, quiet, replaced, with_norms
+from peers import Fork, Peer, commit, quiet, replaced, with_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,32 +56,14 @@ def i_bau(peer: Peer, field: Field, method: Any) -> Duel:
     """Return the whole method; theirs asks for a GPU by name, and gets the processor."""
     import torch
 
-    module, zeros = peer.defense["i-bau"], torch.zeros_like
+    zeros = torch.zeros_like
 
     def theirs(_: int) -> Timed:
-        work = object.__new__(module.i_bau)  # its constructor reads files
-        work.args = peer.args(
-            "i-bau", n_rounds=method.rounds, K=method.iterations, batch_size=method.batch_size,
-            lr=method.learning_rate, index=None, dataset="cifar10", log="", save_path="",
-        )  # fmt: skip
-        some = field.data.train.subset(torch.arange(1))
-        work.result = {
-            "model": field.body().state_dict(),
-            "clean_train": peer.stored(field.data.everything()),
-            "clean_test": peer.dataset(some, augment=False),
-            "bd_test": peer.dataset(some, augment=False),
-        }
-        work.eval_step = lambda *_: (0.0,) * 6
-        with (
-            replaced(
-                module, args=work.args, generate_cls_model=lambda *_: field.body(),
-                Metric_Aggregator=Nothing, general_plot_for_epoch=nothing,
-                save_defense_result=nothing,
-            ),
-            replaced(module.np, savetxt=nothing),
-            replaced(torch, zeros_like=lambda tensor, device=None, **more: zeros(tensor, **more)),
-        ):  # fmt: skip
-            return clocked(lambda: work.mitigation()["model"])
+        with replaced(torch, zeros_like=lambda tensor, device=None, **more: zeros(tensor, **more)):
+            return mitigated(
+                peer, field, "i-bau", "i_bau", n_rounds=method.rounds, K=method.iterations,
+                batch_size=method.batch_size, lr=method.learning_rate,
+            )  # fmt: skip
 
     return Duel("i-bau", "", lambda i: repaired(method, field, i), theirs)
 
@@ -194,9 +176,8 @@ def method_of(name: str) -> Any:
     from excise import registry
 
     match, name = MATCHES[name], name.partition(":")[0]
-    kind = type(registry.build("defense", name, {}))
-    presets: Mapping[str, Mapping[str, Any]] = getattr(kind, "PRESETS", None) or {}
-    return registry.build("defense", name, {**presets.get(match.preset, {}), **match.fields})
+    preset = registry.find("defense", name).presets()[match.preset]
+    return registry.build("defense", name, {**preset, **match.fields})
 
 
 def pruned_by(masked: nn.Module, method: Any, field: Field) -> nn.Module:

@@ -27,8 +27,9 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-# A script's own directory is first on the path, so its neighbor needs no package.
+# A script's own directory is first on the path, so its neighbors need no package.
 from pages import between
+from zoo import cells
 
 if TYPE_CHECKING:
     from excise.defenses import SoftPrune
@@ -60,15 +61,14 @@ def networks(pattern: str) -> list[Path]:
     return [path for path in found if fnmatch.fnmatch(path.name, pattern)]
 
 
-def twin_of(card: Record) -> Path | None:
-    """Return the clean network of the same data and seed: as many epochs, or the most below."""
-    made = card["made"]
-    found: dict[int, Path] = {}
-    for path in VICTIMS.glob(f"{made['data']['source']}-none-*"):
-        other = json.loads((path / "card.json").read_text())["made"]
-        if other["seed"] == made["seed"] and other["recipe"]["epochs"] <= made["recipe"]["epochs"]:
-            found[other["recipe"]["epochs"]] = path
-    return found[max(found)] if found else None
+def twin_of(network: str) -> Path | None:
+    """Return the zoo's clean twin of a victim, if it is there and was drawn by the same seed."""
+    known = {cell.name: cell for cell in cells()}
+    cell = known.get(network)
+    if cell is None or cell.twin is None:
+        return None
+    twin = known[cell.twin]
+    return twin.out if twin.seed == cell.seed and twin.out.exists() else None
 
 
 def method() -> SoftPrune:
@@ -109,7 +109,7 @@ def repair(
     pool = pool_of(data[source].train, made["seed"], made["data"]["victim_images"]).pool
     test, backdoor = data[source].test, victim.backdoor
     step = max(1, len(test) // count)
-    twin = twin_of(card) if backdoor is not None else None
+    twin = twin_of(bundle.name) if backdoor is not None else None
     question = Question(
         model=victim.model,
         method=method(),
