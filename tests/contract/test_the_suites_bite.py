@@ -160,6 +160,13 @@ class Bad:
             case "follows the caller's mode":
                 with torch.no_grad():
                     repaired.conv.weight += float(model.training) + float(torch.is_grad_enabled())
+            case "steps where the slope is not finite":
+                repaired.requires_grad_(True)
+                repaired(data.train.floats()).sum().backward()
+                with torch.no_grad():
+                    for parameter in repaired.parameters():
+                        parameter -= 0.0 * parameter.grad
+                        parameter.grad = None
             case "keeps silent":
                 return Repair(repaired, (), tuple(history))
             case "swallows interruptions":
@@ -204,6 +211,7 @@ SINS = {
     "names no stage": "story",
     "keeps rows to itself": "story",
     "follows the caller's mode": "modes",
+    "steps where the slope is not finite": "gradient",
     "keeps silent": "interrupted",
     "swallows interruptions": "interrupted",
 }
@@ -230,6 +238,8 @@ def check(which, method, planted):
         case "modes":
             for state in ("train", "no_grad"):
                 suite.test_the_callers_modes_change_nothing(method, planted, state)
+        case "gradient":
+            suite.test_a_gradient_that_is_not_finite(method, planted)
         case "interrupted":
             suite.test_it_leaves_what_it_was_given_as_it_was_when_interrupted(method, planted)
 

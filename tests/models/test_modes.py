@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from excise.errors import ModelError
-from excise.models import build_model, copy_of, device_of, in_mode
+from excise.models import build_model, copy_of, device_of, finished, in_mode, working_copy
 from excise.models.modes import dtype_of
 
 pytestmark = pytest.mark.fast
@@ -57,3 +57,12 @@ def test_what_cannot_be_copied_is_refused():
     model.cache = model.weight * 2
     with pytest.raises(ModelError, match=r"a model that copy.deepcopy can copy, got RuntimeError"):
         copy_of(model)
+
+
+def test_flags_come_back_whatever_the_modules_are_called():
+    model = nn.Sequential(nn.Module())
+    model[0].inner = nn.Linear(1, 1)
+    model[0].inner.weight.requires_grad_(False)
+    back = finished(working_copy(model), model)
+    assert not back[0].inner.weight.requires_grad
+    assert back[0].inner.bias.requires_grad

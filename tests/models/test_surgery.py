@@ -11,6 +11,7 @@ from excise.models import (
     Unit,
     apply_edits,
     build_model,
+    convolutions,
     copy_of,
     in_mode,
     own_tensors,
@@ -18,7 +19,7 @@ from excise.models import (
     trace,
     zeroed,
 )
-from excise.types import Edit
+from excise.types import Edit, LabelledImages
 
 pytestmark = pytest.mark.fast
 
@@ -261,3 +262,11 @@ def test_a_computed_weight_cannot_be_silenced():
     net = nn.Sequential(weight_norm(nn.Conv2d(1, 2, 1)))
     with pytest.raises(ModelError, match=r"a weight of its own in 0, got one comp.*remove_param"):
         silence(net, Unit("0", 2, None, False), 0)
+
+
+def test_a_computed_weight_is_refused_before_any_work():
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), weight_norm(nn.Conv2d(2, 2, 1)), *ends)
+    images = LabelledImages(torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), ("a", "b"))
+    with pytest.raises(ModelError, match=r"a weight of its own in 1, got one comp.*remove_param"):
+        convolutions(net, images, "TSBD")

@@ -146,3 +146,14 @@ def test_a_tap_on_nothing_takes_the_others_off():
     with pytest.raises(AttributeError), tapped(model, ["stem", "nothing"]):
         pass
     assert len(model.stem._forward_hooks) == 0
+
+
+def test_what_follows_in_place_does_not_reach_what_was_kept():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
+    images = torch.rand(2, 1, 3, 3) - 0.5
+    with tapped(model, ["0"]) as seen:
+        model(images)
+    assert (seen["0"] < 0).any()
+    torch.testing.assert_close(seen["0"], model[0](images))
+    seen["0"].sum().backward()
+    assert model[0].weight.grad is not None

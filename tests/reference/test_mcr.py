@@ -101,6 +101,15 @@ def test_statistics_are_those_of_all_images(network, data) -> None:
     assert not model.bn.training
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 15])
+def test_no_batch_of_statistics_is_a_single_image(n) -> None:
+    """Where the last map has one pixel, batch norm could not tell one image's variance."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Flatten())
+    images = torch.rand(n, 1, 2, 2)
+    re_estimate(model, images, 2)
+    torch.testing.assert_close(model[1].running_mean, model[0](images).mean((0, 2, 3)))
+
+
 def test_a_network_without_statistics_is_left_alone() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     before = weights_of(model)

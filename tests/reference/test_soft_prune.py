@@ -186,3 +186,19 @@ def test_channels_whose_statistics_do_not_fit_go_before_all_else(data) -> None:
     whole = SoftPrune(inverter=Given(inverted), steps=1, divergence=None).repair(net, data, Rng(0))
     assert whole.edits == ()
     assert whole.model[1].weight[3] != 0
+
+
+@pytest.mark.parametrize(("n", "expected"), [(6, 5), (7, 5), (8, 6), (12, 6), (13, 6), (20, 8)])
+def test_it_takes_the_steps_it_promises_and_ends_the_epoch(network, n, expected):
+    # Batches of 6: a last single image joins the one before; 7 are one batch, 8 are two.
+    everything = LabelledImages(torch.rand(n, 1, 6, 6), torch.arange(n) % 3, ("a", "b", "c"))
+    half = everything.subset(torch.arange(n // 2)), everything.subset(torch.arange(n // 2, n))
+    taken = []
+
+    def counted(images):
+        taken.append(len(images))
+        return images * 0.5
+
+    method = SoftPrune(inverter=Given(counted), steps=5, batch_size=6)
+    method.repair(network, DefenderData(*half, "noise"), Rng(0))
+    assert len(taken) == expected

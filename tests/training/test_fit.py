@@ -13,7 +13,7 @@ from excise.registry import spec_error
 from excise.seeding import Rng
 from excise.testing import Interruption, differences, interrupt_at, nothing_global_changes
 from excise.training import Recipe, fit
-from excise.training.fit import batches_of
+from excise.training.fit import batches_of, number_of_batches
 from excise.types import LabelledImages
 
 pytestmark = pytest.mark.fast
@@ -213,6 +213,7 @@ def test_batches_hold_every_image_once_and_no_single_one_comes_last(n, size):
     assert n == 1 or all(len(batch) > 1 for batch in batches)
     assert all(len(batch) == size for batch in batches[:-1])
     assert len(batches[-1]) <= size + 1
+    assert number_of_batches(n, size) == len(batches)
 
 
 def test_the_order_is_the_generators():

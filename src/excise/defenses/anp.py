@@ -115,7 +115,7 @@ class ANP:
     def _learn(
         self, model: nn.Module, names: list[str], data: LabelledImages, rng: Rng, on_round: OnRound
     ) -> tuple[Masks, list[Row]]:
-        """Return the masks after all iterations; a loss that is not finite ends them before."""
+        """Return the masks after all iterations, or before the first number that is not finite."""
         model.requires_grad_(False)
         masks = channel_masks(model, names)
         optimizer = torch.optim.SGD(masks.values(), lr=self.learning_rate, momentum=0.9)
@@ -124,22 +124,24 @@ class ANP:
         with rng.scope("global"), torch.enable_grad():
             model.train()
             for iteration in range(1, self.iterations + 1):
-                index = torch.randint(
-                    len(data), (self.batch_size,), generator=generator, device=data.device
-                )
-                images = crop_and_flip(
-                    data.images[index], data.shape[1] // 8, data.mirror, generator
-                )
+                shape = (self.batch_size,)
+                index = torch.randint(len(data), shape, generator=generator, device=data.device)
+                images = data.images[index]
+                images = crop_and_flip(images, data.shape[1] // 8, data.mirror, generator)
                 images, labels = as_floats(images).to(dtype_of(model)), data.labels[index]
                 bad = perturbed(masked, images, labels, self.epsilon, self.steps, generator)
                 natural = F.cross_entropy(masked(images), labels)
                 robust = F.cross_entropy(masked(images, bad), labels)
                 loss = self.alpha * natural + (1 - self.alpha) * robust
                 value = float(loss.detach())
-                finite = math.isfinite(value)
-                if finite:
+                if math.isfinite(value):
+                    good = {name: mask.detach().clone() for name, mask in masks.items()}
                     descend(optimizer, loss)
                     clamp_masks(masks)
+                    # A finite loss may have a gradient that is not.
+                    if not all(mask.isfinite().all() for mask in masks.values()):
+                        masks, value = good, math.nan
+                finite = math.isfinite(value)
                 if iteration % _ROW == 0 or iteration == self.iterations or not finite:
                     rows.append({"stage": "mask", "iteration": iteration, "loss": recorded(value)})
                     on_round(rows[-1])

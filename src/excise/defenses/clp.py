@@ -13,6 +13,7 @@ Departures from the authors' code, and why:
    A batch norm that no convolution owns is left out.
 2. The filter itself goes with γ and β; the output is the same.
 3. ε stands under the root, as the batch norm computes.
+4. Squeeze-excite convolutions are left out, as everywhere here.
 
 A layer of n channels has no score above (n − 1)/√n deviations: at u = 3 layers of fewer than 11
 channels are never pruned. Measured: docs/defenses.md.
@@ -29,7 +30,15 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from excise.errors import ModelError
-from excise.models import BatchNorm, apply_edits, batch_norms, finished, trace, working_copy
+from excise.models import (
+    BatchNorm,
+    apply_edits,
+    batch_norms,
+    finished,
+    prunable,
+    trace,
+    working_copy,
+)
 from excise.registry import STRICT
 from excise.scores import channel_lipschitz, outliers
 from excise.seeding import Rng
@@ -55,7 +64,7 @@ class CLP:
         """
         start = time.perf_counter()
         norms = batch_norms(model, "CLP")
-        units = trace(model, data.train.floats()[:1])
+        units = prunable(trace(model, data.train.floats()[:1]))
         owned = [(unit, norms[unit.owner]) for unit in units if unit.owner in norms]
         if not owned:
             raise ModelError(

@@ -16,6 +16,8 @@ Departures from the paper and the authors' code, and why:
 2. Adversarial images stay in [0, 1]; public code bounds them after normalization or not at all.
 3. They are made in eval mode and from the image itself, as the authors do; the benchmark starts at
    random, in whatever mode the network is in.
+4. Defaults are the benchmark's, whose alternation this is. The authors' rate and bound (0.001 and
+   6/255 in batches of 128) belong to a schedule that a poisoned training set goes on with.
 
 Measured: docs/defenses.md.
 """

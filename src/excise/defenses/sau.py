@@ -14,7 +14,7 @@ Departures from the authors' code, and why:
 
 1. Perturbed pixels stay in [0, 1]; the code lets them leave it, where no image can follow.
 2. The two halves of L_sh are one number; it is computed once, from logits, where nothing has to be
-   clamped against ln 0.
+   clamped against ln 0. The code also gives no gradient to examples with p_ỹ below .001.
 3. An image whose shared example is found has no gradient any more: it leaves the batch of the inner
    search, and its example is the same as if it had stayed.
 4. λ₂, which the code has and sets to 0, is not offered: with it the method is adversarial training.

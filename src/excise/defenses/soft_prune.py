@@ -47,6 +47,7 @@ from excise.registry import STRICT
 from excise.scores import divergent_channels
 from excise.seeding import Rng
 from excise.training import Masked, Stopwatch, channel_masks, cosine, fold, learn_masks
+from excise.training.fit import number_of_batches
 from excise.training.masks import kernel_masks
 from excise.training.pairs import told, under_one_of
 from excise.types import DefenderData, Images, Inverter, Labels, OnRound, Repair, ignore_round
@@ -111,7 +112,7 @@ class SoftPrune:
         masks = channel_masks if self.grain == "filter" else kernel_masks
         gated = Masked(worked, masks(worked, [f"{unit.layer}.weight" for unit in units]))
         optimizer = torch.optim.Adam(gated.masks.values(), self.learning_rate)
-        epochs = -(-self.steps * min(self.batch_size, len(images)) // len(images))
+        epochs = -(-self.steps // number_of_batches(len(images), self.batch_size))
         count = itertools.count()
 
         def loss(x: Images, labels: Labels) -> Tensor:

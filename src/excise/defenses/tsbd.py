@@ -15,7 +15,7 @@ Departures from the authors' code, and why:
 
 1. n is one number. The code repairs with eleven and shows the test figures of each.
 2. Every convolution takes part, found by tracing, but squeeze-excite gates; the code leaves out
-   modules with "shortcut" in their name, which only its own networks have.
+   modules with "shortcut" in their name: those of a residual network's side branches.
 3. NWC is not rounded to four digits, which makes ties at these rates.
 4. Batch norm sees each batch once, in the pass at θ; the code's in a third pass after the step.
 5. A tensor whose gradient is all zero is not moved, where the code divides by its norm.

@@ -38,7 +38,7 @@ from excise.models.last_layer import last_layer
 from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.training import Stopwatch
-from excise.training.ascent import ascend
+from excise.training.ascent import ascend, tenth_every_ten
 from excise.training.finetune import fine_tune
 from excise.types import DefenderData, Images, LabelledImages, Labels, OnRound, Repair, ignore_round
 
@@ -89,8 +89,7 @@ class ULRL:
         )
         forgotten = ascend(
             unlearned, images, optimizer, rng.child("unlearn"),
-            # Steps at 10 and 20 epochs; the second only where more than 20 are asked for.
-            rate=lambda done: self.unlearning_rate * 0.1 ** min(int(done) // 10, 2),
+            rate=lambda done: tenth_every_ten(self.unlearning_rate, done),
             epochs=self.unlearning_epochs, batch_size=self.batch_size,
             accuracy=self.unlearning_accuracy, in_passing=True, max_norm=20.0, on_round=on_round,
         )  # fmt: skip

@@ -19,8 +19,11 @@ Departures from the authors' code, and why:
 3. The mask is learned with the network in eval mode: in train mode its masks' batches would move
    the running statistics that every later stage uses.
 4. A U-Net halves an image only while two pixels are left; other sides are continued at the edge.
-5. Pretraining always weighs pixels by 100; the authors weigh them by .01 once they are close.
-6. F is found by running the network (:mod:`excise.models.taps`). A transformer is refused: its
+5. Pretraining always weighs pixels by 100; the authors weigh them by .01 once they are close. Its
+   cross-entropy is that of the logits of G(x) with f's probabilities of x; theirs is given the
+   probabilities of both, and the two the other way round.
+6. Images with noise stay in [0, 1].
+7. F is found by running the network (:mod:`excise.models.taps`). A transformer is refused: its
    tokens have no place before which a map is pooled, and the mask is one of places.
 
 Measured: docs/defenses.md.

@@ -8,8 +8,8 @@ from excise.models.modes import copy_of, device_of, dtype_of, finished, in_mode,
 from excise.models.names import build_model
 from excise.models.normalize import Network
 from excise.models.norms import BatchNorm, batch_norms, remembering, scaled, steady_statistics
-from excise.models.surgery import Mask, apply_edits, own_tensors, silence, zeroed
-from excise.models.tracing import Unit, convolutions, prunable, trace
+from excise.models.surgery import Mask, apply_edits, convolutions, own_tensors, silence, zeroed
+from excise.models.tracing import Unit, prunable, trace
 
 __all__ = [
     "BatchNorm",

@@ -84,5 +84,6 @@ def finished(worked: M, given: nn.Module) -> M:
     frozen = {name for name, parameter in given.named_parameters() if not parameter.requires_grad}
     for name, parameter in worked.named_parameters():
         parameter.grad = None
-        parameter.requires_grad_(name.replace(".inner.", ".") not in frozen)
+        # What an addition stands around is called NAME.inner; a network may have its own "inner".
+        parameter.requires_grad_(not {name, name.replace(".inner.", ".")} & frozen)
     return worked.eval().to(memory_format=torch.contiguous_format)

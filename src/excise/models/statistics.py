@@ -28,7 +28,8 @@ def re_estimate(model: nn.Module, images: Images, batch_size: int) -> None:
     Args:
         model: the network; nothing happens if it has no running statistics.
         images: at least two, in the network's type.
-        batch_size: images at a time at most; batches are of nearly equal size.
+        batch_size: images at a time at most; batches are of nearly equal size, and
+            none of one.
     """
     norms = [
         module
@@ -44,7 +45,9 @@ def re_estimate(model: nn.Module, images: Images, batch_size: int) -> None:
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
-            for batch in images.tensor_split(-(-len(images) // batch_size)):
+            # Batch norm has no statistics of a single value.
+            batches = max(1, min(-(-len(images) // batch_size), len(images) // 2))
+            for batch in images.tensor_split(batches):
                 seen += len(batch)
                 for norm in norms:
                     norm.momentum = len(batch) / seen

@@ -24,10 +24,10 @@ from torch.optim import Optimizer
 
 from excise.errors import ModelError, nearest
 from excise.models.additions import ADDITIONS, add
-from excise.models.tracing import Unit
-from excise.types import Edit, Edits
+from excise.models.tracing import Unit, prunable, trace
+from excise.types import Edit, Edits, LabelledImages, as_floats
 
-__all__ = ["Mask", "apply_edits", "own_tensors", "silence", "zeroed"]
+__all__ = ["Mask", "apply_edits", "convolutions", "own_tensors", "silence", "zeroed"]
 
 Filters = int | Sequence[int] | Tensor
 
@@ -37,6 +37,34 @@ _CHANNELS = {
     "mute": (0, ("weight", "bias")),
     "feature": (1, ("weight",)),
 }
+
+
+def convolutions(
+    model: nn.Module, images: LabelledImages, method: str, *, include_gates: bool = False
+) -> tuple[Unit, ...]:
+    """Return the prunable units, for a method that cannot do without.
+
+    Args:
+        model: as :func:`trace` takes it.
+        images: of the size it classifies.
+        method: who asks, for the message.
+        include_gates: also return squeeze-excite convolutions.
+
+    Raises:
+        ModelError: there is none, or one computes its weight from other parameters; or as
+            :func:`trace`.
+    """
+    units = trace(model, as_floats(images.images[:1]))
+    found = prunable(units, include_gates=include_gates)
+    if not found:
+        raise ModelError(
+            f"a network with convolutions, on which {method} works",
+            got=f"{type(model).__name__} without any",
+            remedy="Choose a defense that needs none, such as ft-sam or d3.",
+        )
+    for unit in found:
+        own_tensors(model, unit)
+    return found
 
 
 def own_tensors(model: nn.Module, unit: Unit) -> tuple[nn.Parameter, ...]:

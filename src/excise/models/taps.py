@@ -89,7 +89,8 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]
 
     def keep(name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_hook(
-            lambda _module, _given, output: seen.__setitem__(name, output)
+            # A copy: the next operation may work in place, as ``out += x`` does.
+            lambda _module, _given, output: seen.__setitem__(name, output.clone())
         )
 
     handles = [keep(name, module) for name, module in modules.items()]

@@ -17,9 +17,9 @@ from excise.models.checking import logits_of
 from excise.models.gates import gate_nodes
 from excise.models.graph import Node, inputs, is_batch_norm, is_convolution, leaves, walk
 from excise.models.modes import copy_of, device_of, dtype_of
-from excise.types import Images, LabelledImages, as_floats
+from excise.types import Images
 
-__all__ = ["Unit", "convolutions", "prunable", "trace"]
+__all__ = ["Unit", "prunable", "trace"]
 
 
 @dataclass(frozen=True)
@@ -76,31 +76,6 @@ def trace(model: nn.Module, example: Images) -> tuple[Unit, ...]:
 def prunable(units: Iterable[Unit], *, include_gates: bool = False) -> tuple[Unit, ...]:
     """Return the units a method may prune, in their order: all but gates, unless they are asked."""
     return tuple(unit for unit in units if include_gates or not unit.gate)
-
-
-def convolutions(
-    model: nn.Module, images: LabelledImages, method: str, *, include_gates: bool = False
-) -> tuple[Unit, ...]:
-    """Return the prunable units, for a method that cannot do without.
-
-    Args:
-        model: as :func:`trace` takes it.
-        images: of the size it classifies.
-        method: who asks, for the message.
-        include_gates: also return squeeze-excite convolutions.
-
-    Raises:
-        ModelError: there is none; or as :func:`trace`.
-    """
-    units = trace(model, as_floats(images.images[:1]))
-    found = prunable(units, include_gates=include_gates)
-    if not found:
-        raise ModelError(
-            f"a network with convolutions, on which {method} works",
-            got=f"{type(model).__name__} without any",
-            remedy="Choose a defense that needs none, such as ft-sam or d3.",
-        )
-    return found
 
 
 def _units(twin: nn.Module, convs: dict[str, nn.Conv2d], nodes: Sequence[Node]) -> tuple[Unit, ...]:

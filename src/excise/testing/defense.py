@@ -257,6 +257,12 @@ class DefenseContract:
         data = defender_data(planted.pool, spc=2, rng=Rng(0))
         repair(method, planted.network(), data)
 
+    def test_a_gradient_that_is_not_finite(self, method: Defense, planted: Planted) -> None:
+        """Where logits are finite and gradients are not, no NaN comes back as a repair."""
+        model = kinked(planted.network()).eval()
+        result = repair(method, model, planted.data)
+        assert all(bool(tensor.isfinite().all()) for tensor in _tensors(result.model).values())
+
     def test_without_convolutions(
         self, method: Defense, planted: Planted, needs_convolution: bool
     ) -> None:
@@ -341,6 +347,24 @@ def in_state(model: nn.Module, state: str) -> nn.Module:
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         model.register_forward_hook(_somebodys_hook)
+    return model
+
+
+class Kink(nn.Module):
+    """Hands on what it is given; its slope is not a number."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features ``(n, f)``."""
+        # √z at z = 0 has no finite slope, as a standard deviation of equal values has none.
+        return features + (features * 0).square().sum(1, keepdim=True).sqrt()
+
+
+def kinked(model: nn.Module) -> nn.Module:
+    """Return the network, in place, with a kink before its last linear layer."""
+    *_, name = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    parent, _, own = name.rpartition(".")
+    layer = model.get_submodule(name)
+    setattr(model.get_submodule(parent), own, nn.Sequential(Kink(), layer))
     return model
 
 

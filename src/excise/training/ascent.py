@@ -18,7 +18,7 @@ from excise.training.epochs import Epochs, set_rate, train_epochs
 from excise.training.pairs import count_correct
 from excise.types import Images, LabelledImages, Labels, OnRound, ignore_round
 
-__all__ = ["ascend"]
+__all__ = ["ascend", "tenth_every_ten"]
 
 
 def ascend(
@@ -78,3 +78,8 @@ def ascend(
         model, data, step, rng, epochs=epochs, batch_size=batch_size, stage="unlearn",
         enough=enough, on_round=on_round,
     )  # fmt: skip
+
+
+def tenth_every_ten(rate: float, done: float) -> float:
+    """Return the rate after ``done`` epochs: a tenth from epoch 10 on, a hundredth from 20 on."""
+    return rate * 0.1 ** min(int(done) // 10, 2)

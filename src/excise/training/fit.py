@@ -25,7 +25,7 @@ from excise.seeding import Rng
 from excise.training.augment import crop_and_flip
 from excise.types import Images, LabelledImages, Labels, OnRound, as_floats, ignore_round
 
-__all__ = ["Companion", "Recipe", "batches_of", "fit"]
+__all__ = ["Companion", "Recipe", "batches_of", "fit", "number_of_batches"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -125,6 +125,11 @@ def batches_of(n: int, size: int, generator: torch.Generator) -> list[torch.Tens
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def number_of_batches(n: int, size: int) -> int:
+    """Return how many batches :func:`batches_of` makes of n images."""
+    return max(1, -(-n // size) - (n % size == 1))
 
 
 def fit(

@@ -93,7 +93,7 @@ def learn_masks(
 ) -> Epochs:
     """Minimize ``loss`` over the masks, each clipped to [0, 1] after every step.
 
-    A loss that is not finite leaves the masks as they are, and its epoch is the last.
+    A loss or a mask that is not finite ends it; the masks are then those of the last good epoch.
 
     Args:
         masked: a network in eval mode whose own weights are frozen, with the masks that move.
@@ -125,8 +125,13 @@ def learn_masks(
             hold()
         return value
 
+    # The masks as well as the network: what is put back after a divergence is both.
+    whole = nn.Module()
+    whole.add_module("network", masked.model)
+    for number, mask in enumerate(masked.masks.values()):
+        whole.register_buffer(f"mask{number}", mask)
     return train_epochs(
-        masked.model, data, step, rng, epochs=epochs, batch_size=batch_size, stage=stage,
+        whole, data, step, rng, epochs=epochs, batch_size=batch_size, stage=stage,
         training=training, on_round=on_round,
     )  # fmt: skip
 
