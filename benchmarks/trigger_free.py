@@ -18,7 +18,6 @@ Records    benchmarks/records/trigger-free/spc-N/NETWORK-sSEED.json
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import sys
 import time
@@ -29,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
 from pages import between
+from scan_networks import name_of, networks
 from zoo import cells
 
 if TYPE_CHECKING:
     from excise.defenses import SoftPrune
 
 HERE = Path(__file__).parent
-VICTIMS = HERE / "victims"
 RECORDS = HERE / "records" / "trigger-free"
 PAGE = HERE.parent / "docs" / "methods" / "soft-prune.md"
 AUDIT_PAGE = HERE.parent / "docs" / "audit.md"
@@ -54,11 +53,6 @@ GOALS = {2: (8.0, None, 4.0), 10: (4.0, 10.0, 2.0), 100: (1.0, 5.0, 1.0)}
 RECALL = 3.0
 
 Record = dict[str, Any]
-
-
-def networks(pattern: str) -> list[Path]:
-    found = sorted(card.parent for card in VICTIMS.glob("*/card.json"))
-    return [path for path in found if fnmatch.fnmatch(path.name, pattern)]
 
 
 def twin_of(network: str) -> Path | None:
@@ -103,9 +97,9 @@ def repair(
 
     victim, card = load_victim(bundle)
     made = card["made"]
-    source = made["data"]["source"]
+    source, shape = made["data"]["source"], victim.model.input_shape
     if source not in data:
-        data[source] = load_data(source)
+        data[source] = load_data(source, size=shape[1] if source == "digits" else None)
     pool = pool_of(data[source].train, made["seed"], made["data"]["victim_images"]).pool
     test, backdoor = data[source].test, victim.backdoor
     step = max(1, len(test) // count)
@@ -124,7 +118,7 @@ def repair(
     rule = backdoor.rule if backdoor is not None else None
     kept = ("notes", "seconds", "before", "after", "floor", "comparison", "environment")
     return {
-        "network": bundle.name,
+        "network": name_of(bundle),
         "attack": made["attack"]["name"],
         "target": test.classes[rule.target] if isinstance(rule, AllToOne) else None,
         "spc": spc,
@@ -285,7 +279,7 @@ def main() -> int:
     torch.set_num_threads(asked.threads)
     data, wanted = dict[str, Any](), settings()
     for bundle in networks(asked.only):
-        path = RECORDS / f"spc-{asked.spc}" / f"{bundle.name}-s{asked.seed}.json"
+        path = RECORDS / f"spc-{asked.spc}" / f"{name_of(bundle)}-s{asked.seed}.json"
         there = json.loads(path.read_text()) if path.exists() else {}
         if there.get("defense") == wanted and (not asked.audit or "audit" in there):
             continue
@@ -301,7 +295,7 @@ def main() -> int:
             for when in ("before", "after")
         ]
         took = f"{time.perf_counter() - start:.0f} s"
-        print(f"{bundle.name}: {' → '.join(said)}, {record['notes'][0]} {took}", flush=True)
+        print(f"{name_of(bundle)}: {' → '.join(said)}, {record['notes'][0]} {took}", flush=True)
     return 0
 
 

@@ -16,6 +16,8 @@ from torch import nn
 
 from excise.attacks import NoAttack, load_victim, save_victim
 from excise.audit import Audit, Finding, InvertAgain, Reactivation, Relearning, audit
+from excise.audit.altered import Partly
+from excise.audit.attacking import size_of
 from excise.audit.existence import similarity
 from excise.data import load_data, split_pool
 from excise.errors import DataError, ModelError
@@ -172,6 +174,35 @@ def test_a_lesson_that_diverges_ends(planted: Planted) -> None:
     wild = Relearning(steps=8, learning_rate=1e20)
     curve = wild.taught(planted.network(), planted.backdoor.trigger, 3, planted.data, Rng(1))
     assert 1 < len(curve) < 9
+
+
+def inverse(images: torch.Tensor) -> torch.Tensor:
+    return 1 - images
+
+
+def moved(images: torch.Tensor) -> torch.Tensor:
+    return images.roll(1, 3)
+
+
+def test_where_another_order_of_pixels_is_the_same_trigger_it_cannot_be_told(
+    planted: Planted,
+) -> None:
+    known = RecoveredTrigger(planted.backdoor.trigger, 3, Evidence(told=True))
+    lesson = Relearning(steps=2)
+    images = planted.plenty.train
+    assert lesson.others_of_its_size(inverse, images, Rng(0)) is None
+    assert lesson.others_of_its_size(known, images, Rng(0)) is not None
+
+
+def test_a_control_changes_images_as_much_as_the_trigger(planted: Planted) -> None:
+    """Neighbors are alike, so that a shift by one pixel changes less than one in another order."""
+    images = planted.plenty.train
+    size = size_of(moved, images.floats()).value
+    controls = Relearning(controls=2).others_of_its_size(moved, images, Rng(0))
+    assert controls is not None
+    for control in controls:
+        assert isinstance(control, Partly)
+        assert size_of(control, images.floats()).value == pytest.approx(size, rel=1e-4)
 
 
 def test_networks_that_share_no_layers_have_no_similarity(planted: Planted) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from excise.audit.altered import Perturbed, Shuffled
-from excise.audit.attacking import flips, floor_of, size_of, working
+from excise.audit.altered import Partly, Perturbed, Shuffled
+from excise.audit.attacking import flips, floor_from, floor_of, size_of, working
 from excise.audit.existence import cka
 from excise.audit.finding import Finding, said
 from excise.audit.judging import Steps, decided, fastest, judged, steps_to
@@ -28,6 +28,8 @@ pytestmark = pytest.mark.fast
         (0, 0, 0.1, 0.0, None),
         (5, 9, 0.6, 0.6, True),  # no more than without the trigger
         (5, 9, 0.6, 0.4, None),
+        (7, 9, 0.94, 0.78, None),  # 9 of 9 reach down to 70.1%: beside such a control none can fail
+        (1, 9, 0.94, 0.78, True),  # but a low rate is low
         (3, 3, 0.1, 0.0, False),  # from 43.9%: enough to fail
     ],
 )
@@ -62,7 +64,8 @@ def test_the_old_trigger_against_the_best_control() -> None:
     slow, fast = curve(0, 0, 1), curve(0, 5, 9)
     assert decided(curve(0, 9, 9), [slow])[:2] == (False, 1)
     assert decided(curve(0, 9, 9), [slow, fast])[:2] == (None, 1)
-    assert decided(curve(0, 5, 9), [fast])[:2] == (True, 1)
+    # Beside 5 of 9, up to 81 %, not even 9 of 9 could have failed, from 70 % on.
+    assert decided(curve(0, 5, 9), [fast])[:2] == (None, 1)
     assert decided(curve(0, 1, 1), [slow])[:2] == (True, 2)
     # At half it cannot be told (5 against 2 of 9), at nine of ten it can.
     passed, step, old, best = decided(curve(0, 5, 9), [curve(0, 2, 2)])
@@ -173,3 +176,19 @@ def test_a_finding_as_plain_values() -> None:
     assert plain["values"]["b"] == {"value": 1.0, "low": 0.5, "high": 2.0}
     assert plain["values"]["c"]["most"] == 4
     assert (plain["passed"], plain["threshold"], plain["seconds"]) == (None, 0.1, 2.0)
+
+
+def test_a_part_of_a_trigger_changes_a_part_as_much() -> None:
+    images = torch.full((2, 1, 2, 2), 0.5)
+    shown = Partly(lambda x: x + torch.tensor([[0.4, -0.2], [0.0, 0.1]]), 0.25)(images)
+    torch.testing.assert_close(shown[0, 0] - 0.5, torch.tensor([[0.1, -0.05], [0.0, 0.025]]))
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "classes", "expected"),
+    [(0, 0, 10, 0.1), (0, 0, 1000, 0.05), (2, 9, 10, 0.5474), (4, 999, 1000, 0.05)],
+)
+def test_a_floor_is_chance_what_no_verdict_minds_or_the_upper_end_of_clean_images(
+    count: int, n: int, classes: int, expected: float
+) -> None:
+    assert floor_from(Rate(count, n), classes) == pytest.approx(expected, abs=1e-4)

@@ -39,9 +39,10 @@ def test_it_writes_record_page_and_pictures_and_its_status_is_the_verdict(
     victim: Path, tmp_path: Path, capsys, monkeypatch, statistic: float, status: int
 ) -> None:
     known = [
-        {"family": "excise:preactresnet18", "statistic": statistic * (1 + i / 30)}
+        {"family": "excise:preactresnet18", "statistic": statistic * (1 + i / 30), "classes": 10,
+         "pixels_a_side": 8, "images_a_class": 10}
         for i in range(30)
-    ]
+    ]  # fmt: skip
     monkeypatch.setattr(combined, "calibration", lambda: known)
     given, out = (victim / "model.safetensors").read_bytes(), tmp_path / "out"
     assert run("scan", victim, "--images", "digits", "--spc", 10, "--out", out, *QUICK) == status

@@ -114,8 +114,16 @@ def test_triggered_images_still_not_recognized(hand):
     v = verdict(before(hand), after, floor)
     assert (v.status, v.ok) == ("incomplete", False)
     assert "only 30.0% of the triggered images are recognized, 60.0 points" in v.sentence
-    # Without a twin nobody knows what RA could be; the checks warn instead.
+    # Without a twin nobody knows what RA could be: the checks warn, unless guessing did better.
     assert verdict(before(hand), after).status == "repaired"
+
+
+def test_blind_without_a_twin_to_compare_with(hand):
+    old = before(hand)
+    v = verdict(old, hand.made(200, acc=0.95, asr=0.0, ra=0.0, recall=0.95))
+    assert (v.status, v.ok) == ("incomplete", False)
+    assert "only 0.0% of the triggered images are recognized, fewer than by guessing" in v.sentence
+    assert verdict(old, hand.made(200, acc=0.95, asr=0.0, ra=0.3, recall=0.95)).ok
 
 
 def test_unchanged_and_still_backdoored(hand):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from excise.experiments.recovered import recovered_triggers
+from excise.experiments.recovered import COUNTED, _others, recovered_triggers
 from excise.types import Evidence, LabelledImages, RecoveredTrigger
 
 
@@ -64,3 +64,12 @@ def test_a_trigger_without_a_class_works_where_the_answer_changes() -> None:
 def test_without_images_of_other_classes_there_is_nothing_to_try_it_on() -> None:
     found = RecoveredTrigger(bluer, 2)
     assert recovered_triggers([found], Brightest(), images([2, 2])) == ([], {})
+
+
+def test_images_of_every_class_are_among_those_tried() -> None:
+    """Folders come sorted by class: the first half of them is not the folder."""
+    many = images([0, 1, 2] * 5 + [0] * 800 + [1] * 800 + [2] * 399)
+    some = _others(many, None)
+    assert len(some) == COUNTED
+    assert min(some.counts()) > 150
+    assert len(_others(images([0, 1, 2]), 1)) == 2

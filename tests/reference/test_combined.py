@@ -70,7 +70,11 @@ def four(n: int = 8) -> DefenderData:
 
 def test_the_scanner_alarms_from_the_threshold_on_and_says_what_it_rests_on(monkeypatch) -> None:
     for statistic, alarm in ((0.01, True), (9.0, False)):
-        known = [{"family": "Pixels", "statistic": statistic * (1 + i / 30)} for i in range(30)]
+        known = [
+            {"family": "Pixels", "statistic": statistic * (1 + i / 30), "classes": 4,
+             "pixels_a_side": 4, "images_a_class": 2}
+            for i in range(30)
+        ]  # fmt: skip
         monkeypatch.setattr(scanner, "calibration", lambda known=known: known)
         said = CombinedScan(effort=0.9).scan(Pixels(backdoor=40), four(), Rng(0))
         assert said.backdoored is alarm

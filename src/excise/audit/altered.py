@@ -1,4 +1,4 @@
-"""Triggers made from a trigger: with a pattern on top, or with its pixels in another order."""
+"""Triggers made from a trigger: a pattern on top, pixels in another order, only a part of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from excise.types import Images, Trigger
 
-__all__ = ["Perturbed", "Shuffled"]
+__all__ = ["Partly", "Perturbed", "Shuffled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,3 +41,20 @@ class Shuffled:
         order = self.order.to(images.device)
         back = images.flatten(2)[:, :, order.argsort()].view_as(images)
         return self.trigger(back).flatten(2)[:, :, order].view_as(images)
+
+
+@dataclass(frozen=True, eq=False)
+class Partly:
+    """A share of what a trigger changes: x + s · (T(x) − x).
+
+    Args:
+        trigger: T.
+        share: s, in [0, 1].
+    """
+
+    trigger: Trigger
+    share: float
+
+    def __call__(self, images: Images, /) -> Images:
+        """Return the images with that share of the change."""
+        return images.lerp(self.trigger(images), self.share)

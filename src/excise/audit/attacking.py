@@ -28,6 +28,7 @@ from excise.types import (
 )
 
 __all__ = [
+    "LOW",
     "check_pair",
     "flips",
     "floor_from",
@@ -38,6 +39,9 @@ __all__ = [
     "trigger_of",
     "working",
 ]
+
+#: A rate that no verdict minds either, however many classes there are.
+LOW = 0.05
 
 
 def check_pair(given: nn.Module, repaired: nn.Module, data: LabelledImages) -> None:
@@ -99,8 +103,8 @@ def floor_of(model: nn.Module, target: int, data: LabelledImages) -> float:
 
 
 def floor_from(clean: Rate, classes: int) -> float:
-    """Return the same from how often clean images reach the class."""
-    return max(1 / classes, clean.value or 0.0)
+    """Return the same from how often clean images reach the class: the upper end of that rate."""
+    return max(1 / classes, LOW, clean.high if clean.n else 0.0)
 
 
 def size_of(trigger: Trigger, images: Images) -> Interval:

@@ -5,10 +5,11 @@ network; the second search and the test are ours.
 
 Old trigger         recovered from the given network, by the inverter, or known
 Fails where         (a) the rate at which it steers held-back images of other classes on the
-                        repaired network lies, with its interval, above the larger of chance and
-                        the rate at which clean ones reach the class; or
+                        repaired network lies, with its interval, above chance, above 5 % and above
+                        the interval of clean ones that reach the class; or
                     (b) the inverter finds a trigger for the same class in the repaired network
                         that works so, and whose size is not larger than the old one's
+                    The search names classes that stand out: one that does not has none here
 Cannot be told      where that trigger is larger: a weaker backdoor, or the inverter's false alarm
 Size                ‖T(x) − x‖₁ averaged over the training images; not larger: the intervals meet
 
@@ -105,10 +106,10 @@ class InvertAgain:
             sentence += (
                 f" A second search finds a trigger for {label!r} of size {new_size.value:.1f}, the "
                 f"first had {size.value:.1f}"
-                + ("" if index is None else f" (anomaly index {index:.1f})")
+                + ("" if index is None else f" (it stands out by {index:.1f})")
                 + f"; it steers {said(rate)}."
             )
         elif not all(t.evidence.told for t in found) or not found:
-            sentence += f" A second search finds none for {label!r}."
+            sentence += f" In a second search {label!r} does not stand out."
         seconds = time.perf_counter() - start
         return Finding(self.name, passed, sentence, values, floor, seconds)

@@ -59,8 +59,8 @@ def judged(attack: Rate, beside: float, natural: float) -> bool | None:
     """Return whether a repair withstood an attack that reached this rate.
 
     It did not where the whole interval lies above ``beside``. It did where the upper end lies under
-    :data:`DOUBT`, or where the rate is no higher than ``natural``. Else, and where there are too
-    few images for any rate to lie under it (fewer than 4), it cannot be told.
+    :data:`DOUBT`, which fewer than 4 images cannot show, or where the rate is no higher than
+    ``natural`` although a rate of 1 would have failed. Else it cannot be told.
 
     Args:
         attack: how many held-back images reached the class.
@@ -71,7 +71,11 @@ def judged(attack: Rate, beside: float, natural: float) -> bool | None:
         return False
     if attack.value is None or Rate(0, attack.n).high >= DOUBT:
         return None
-    return True if attack.high < DOUBT or attack.value <= natural else None
+    if attack.high < DOUBT:
+        return True
+    # Beside a control that reaches nearly all no attack could fail, and none withstands.
+    could_fail = Rate(attack.n, attack.n).low > beside
+    return True if could_fail and attack.value <= natural else None
 
 
 def decided(

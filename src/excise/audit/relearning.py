@@ -5,7 +5,9 @@ of Backdoor Defense, NeurIPS 2024 (arXiv 2410.09838), whose retuning attack this
 
 Lesson              a few clean images and a few with the trigger, labeled t, for a few steps of SGD
 Controls            the same network, images, order and steps, but the trigger's pixels in another
-                    order, drawn anew for each: P T P⁻¹. As many pixels change, as much
+                    order, drawn anew for each: P T P⁻¹; where that changes images more, as a warp's
+                    does, the share of the change that makes it as large
+Cannot be told      where pixels in another order are the same trigger, as a change of colors is
 Fails where         when the old trigger steers half of the held-back images, or nine of ten, its
                     rate lies above that of the best control at that step, interval above interval
 
@@ -31,8 +33,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from excise.audit.altered import Shuffled
-from excise.audit.attacking import check_pair, flips, others, trigger_of
+from excise.audit.altered import Partly, Shuffled
+from excise.audit.attacking import check_pair, flips, others, size_of, trigger_of
 from excise.audit.finding import Figure, Finding, nothing, said
 from excise.audit.invert_again import fast_inverter
 from excise.audit.judging import LEVELS, decided, fastest, steps_to
@@ -43,6 +45,7 @@ from excise.seeding import Rng
 from excise.types import (
     DefenderData,
     Inverter,
+    LabelledImages,
     OnRound,
     RecoveredTrigger,
     Trigger,
@@ -51,6 +54,9 @@ from excise.types import (
 )
 
 __all__ = ["Relearning"]
+
+#: Triggers nearer to each other than this share of their size are one trigger.
+_SAME = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -89,11 +95,16 @@ class Relearning:
         old = trigger_of(self.inverter, given, data, rng, known, on_round)
         if old is None or old.target is None or others(data.train, old.target) is None:
             return nothing(self.name, start, known is not None)
-        target, (_, h, w) = old.target, data.train.shape
+        target, label = old.target, data.train.classes[old.target]
+        controls = self.others_of_its_size(old, data.train, rng)
+        if controls is None:
+            sentence = (
+                "A trigger of the same size to compare with is made by giving the old one's pixels "
+                "another order; here that is the same trigger."
+            )
+            return Finding(self.name, None, sentence, {}, None, time.perf_counter() - start)
         curves: list[list[Rate]] = []
-        for number in range(self.controls + 1):
-            order = torch.randperm(h * w, generator=rng.torch(f"control/{number}"))
-            trigger = Shuffled(old, order) if number else old
+        for number, trigger in enumerate((old, *controls)):
             curves.append(self.taught(repaired, trigger, target, data, rng.child("relearn")))
             rate = curves[-1][-1].value or 0.0
             on_round({"stage": "relearn", "round": number + 1, "rate": rate})
@@ -106,7 +117,6 @@ class Relearning:
             each = [steps_to(level, curve) for curve in curves]
             values[f"steps until the old trigger steers {level:.0%}"] = each[0]
             values[f"steps until a new trigger steers {level:.0%}"] = fastest(each[1:])
-        label = data.train.classes[target]
         sentence = (
             f"{f'Taught for {step} steps' if step else 'Untaught'}, the repaired network says "
             f"{label!r} of {said(attack)} with the old trigger, and of {said(control)} with "
@@ -114,6 +124,24 @@ class Relearning:
         )
         seconds = time.perf_counter() - start
         return Finding(self.name, passed, sentence, values, control.high, seconds)
+
+    def others_of_its_size(
+        self, old: Trigger, train: LabelledImages, rng: Rng
+    ) -> list[Trigger] | None:
+        """Return the controls, which change images as much as ``old``; None if they are ``old``."""
+        images = train.floats()
+        (_, h, w), size = train.shape, size_of(old, images).value
+        found: list[Trigger] = []
+        for number in range(1, self.controls + 1):
+            order = torch.randperm(h * w, generator=rng.torch(f"control/{number}"))
+            shuffled = Shuffled(old, order)
+            with torch.no_grad():
+                apart = (shuffled(images) - old(images)).abs().flatten(1).sum(1).mean()
+            if float(apart) < _SAME * size:
+                return None
+            larger = size_of(shuffled, images).value
+            found.append(Partly(shuffled, size / larger) if larger > size else shuffled)
+        return found
 
     def taught(
         self, repaired: nn.Module, trigger: Trigger, target: int, data: DefenderData, rng: Rng

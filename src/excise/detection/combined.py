@@ -8,9 +8,9 @@ p                   the upper tail, from S on, of a gamma distribution fitted to
 Alarm               where p ≤ ``alarm_rate``
 
 The calibrating networks are clean, small, of known architectures; their statistics are in
-``calibration.json``, written by ``benchmarks/scan_networks.py`` beside this file. None of them, and
-none with a backdoor, is among those the scanner is measured on. For an architecture that is not
-among them the diagnosis says so.
+``calibration.json``, written by ``benchmarks/scan_networks.py`` beside this file. None of them is
+among those the scanner is measured on. Where an architecture, a size of images, or a number of
+classes or of images lies outside of what they cover, the diagnosis says so.
 
 No paper describes this method: it is ours. Measured: docs/scan.md.
 """
@@ -35,7 +35,7 @@ from excise.inversion.outlying import LEAST
 from excise.inversion.suspects import compare
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.types import DefenderData, Diagnosis, OnRound, ignore_round
+from excise.types import DefenderData, Diagnosis, LabelledImages, OnRound, ignore_round
 
 __all__ = ["CombinedScan", "family", "threshold"]
 
@@ -85,16 +85,28 @@ class CombinedScan:
             per_class=tuple(total),
             notes=(
                 f"Of {len(clean)} clean networks {as_large or 'none'} had a statistic as large; "
-                f"p = {_null(tuple(clean)).sf(statistic):.2g}.",
-                *self._reservations(model),
+                f"{_p_value(clean, statistic)}.",
+                *self._reservations(model, everything.train),
             ),
             seconds={**suspects.seconds, "recover": time.perf_counter() - start},
             tests={test: tuple(each) for test, each in suspects.by_test().items()},
             triggers=tuple(triggers),
         )
 
-    def _reservations(self, model: nn.Module) -> list[str]:
+    def _reservations(self, model: nn.Module, images: LabelledImages) -> list[str]:
+        here = {
+            "classes": images.num_classes,
+            "pixels a side": images.shape[-1],
+            "images a class": int(images.labels.bincount().max()),
+        }
         notes = []
+        for what, number in here.items():
+            seen = sorted({int(one[what.replace(" ", "_")]) for one in calibration()})
+            if not seen[0] <= number <= seen[-1]:
+                between = f"{seen[0]} to {seen[-1]}" if len(seen) > 1 else f"{seen[0]}"
+                notes.append(
+                    f"The false-alarm rate is calibrated for {between} {what}, not for {number}."
+                )
         known = sorted({str(one["family"]) for one in calibration()})
         if family(model) not in known:
             notes.append(
@@ -108,6 +120,13 @@ class CombinedScan:
             "warp, the same for all images, comes near its trigger."
         )
         return notes
+
+
+def _p_value(clean: Sequence[float], statistic: float) -> str:
+    # Beyond the networks it was fitted to a tail is a guess, and many digits of it are more so.
+    least = 1 / (len(clean) + 1)
+    p = float(_null(tuple(clean)).sf(statistic))
+    return f"p = {p:.2g}" if p >= least else f"p < {least:.2g}"
 
 
 def family(model: nn.Module) -> str:

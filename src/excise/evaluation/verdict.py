@@ -152,6 +152,12 @@ def judge(
             f"{points(blinds)} fewer than by a network never poisoned"
         )
         return Verdict("incomplete", f"Incomplete: {attack}, {shortfall}; {accuracy}.", ok=False)
+    if blinds is None and after.ra is not None and after.ra.high < 1 / len(after.classes):
+        blind = (
+            f"but only {percent(after.ra.value or 0)} of the triggered images are recognized, "
+            "fewer than by guessing"
+        )
+        return Verdict("incomplete", f"Incomplete: {attack}, {blind}; {accuracy}.", ok=False)
     if fell:
         return Verdict("harmed", f"Harmed: {attack}, but {too_far}.", ok=False)
     loss = comparison.target_recall_loss

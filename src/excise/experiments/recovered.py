@@ -63,8 +63,8 @@ def recovered_triggers(
 def _others(images: LabelledImages, target: int | None) -> LabelledImages:
     """Return images of other classes, :data:`COUNTED` at most, evenly chosen."""
     others = images.subset(images.labels != target) if target is not None else images
-    step = max(1, len(others) // COUNTED)
-    return others.subset(torch.arange(0, len(others), step)[:COUNTED])
+    chosen = torch.linspace(0, len(others) - 1, min(len(others), COUNTED))
+    return others.subset(chosen.round().long())
 
 
 def _tried(

@@ -97,7 +97,9 @@ def _view(scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
     word, icon = _STATUS.get(scan.verdict.status, ("No verdict", "unknown"))
     ranked = sorted(scan.classes, key=lambda one: -one.suspicion)
     tests = list(ranked[0].tests)
-    top = max(1e-9, scan.threshold, ranked[0].suspicion)
+    # MM-BD decides by a chance and gives each class its margin: no line among them is the alarm.
+    same_unit = abs(scan.statistic - ranked[0].suspicion) <= 1e-6 * max(1.0, abs(scan.statistic))
+    top = max(1e-9, ranked[0].suspicion, scan.threshold if same_unit else 0.0)
     return {
         "title": f"{word} · Excise network scan",
         "word": word,
@@ -119,7 +121,7 @@ def _view(scan: _Scan, files: Mapping[str, bytes]) -> dict[str, Any]:
             for one in ranked[:_ROWS]
         ],
         "rows_more": max(0, len(ranked) - _ROWS),
-        "mark": f"{100 * scan.threshold / top:.1f}",
+        "mark": f"{100 * scan.threshold / top:.1f}" if same_unit else None,
         "threshold": f"{scan.threshold:.2f}",
         "recovered_how": "Changes that lead to the most suspicious class: the smallest ones found, "
         "or those that best explain what the network’s batch norms remember of its training "
