@@ -14,6 +14,7 @@ from excise import registry
 from excise.errors import SpecError
 from excise.inversion import Universal
 from excise.inversion.anomaly import anomaly_indices
+from excise.inversion.chunks import at_once
 from excise.inversion.halving import Halving
 from excise.inversion.measure import evidence_of, mean_change
 from excise.inversion.penalty import Penalty
@@ -202,3 +203,10 @@ def test_a_network_of_nan_yields_nothing() -> None:
 def test_values_out_of_range(field: str, value: object) -> None:
     with pytest.raises(SpecError, match=field):
         registry.build("inverter", "universal", {field: value})
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(8, 1024), (32, 1024), (64, 256), (224, 20), (5000, 1)]
+)
+def test_larger_images_go_through_the_network_in_smaller_chunks(side: int, expected: int) -> None:
+    assert at_once(1024, torch.empty(2, 3, side, side, device="meta")) == expected

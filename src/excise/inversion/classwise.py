@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from excise.inversion.anomaly import anomaly_indices
+from excise.inversion.chunks import at_once
 from excise.inversion.halving import Halving
 from excise.inversion.measure import evidence_of, mean_change
 from excise.inversion.penalty import Penalty
@@ -90,7 +91,8 @@ class ClasswiseSearch(ABC):
     keep: Annotated[int, Field(ge=1)] = 3
     """Classes that are searched for to the end; those of them that have a trigger are returned."""
     chunk: Annotated[int, Field(ge=1)] = 1024
-    """Changed images in memory at once; changes nothing but rounding."""
+    """Changed images of 32 × 32 pixels in memory at once, as many pixels of larger ones;
+    changes nothing but rounding."""
 
     @abstractmethod
     def start(self, images: Images, classes: int) -> Float[Tensor, "k ..."]:
@@ -182,9 +184,10 @@ class ClasswiseSearch(ABC):
     ) -> dict[int, int]:
         """Add the loss's gradient of some classes to ``numbers``; return their hits."""
         b, cap = len(images), -math.log(self.confidence)
+        size = max(1, at_once(self.chunk, images) // b)
         hits: dict[int, int] = {}
         weight = images.new_tensor(weights)
-        for classes in torch.tensor(some, device=images.device).split(max(1, self.chunk // b)):
+        for classes in torch.tensor(some, device=images.device).split(size):
             with torch.enable_grad():
                 x = self.changed(images, numbers[classes])  # (a · b, c, h, w), by class
                 logits = net(x.contiguous(memory_format=torch.channels_last))

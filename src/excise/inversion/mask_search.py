@@ -35,6 +35,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from excise.inversion.chunks import at_once
 from excise.inversion.masked import Found, MaskedTrigger, squash, stamped
 from excise.inversion.penalty import Penalty
 from excise.models import device_of, dtype_of, working_copy
@@ -76,7 +77,8 @@ class MaskSearch:
     threshold: Annotated[float, Field(gt=0)] = 2.0
     """A class is flagged from this anomaly index on, in MAD below the median."""
     chunk: Annotated[int, Field(ge=1)] = 1024
-    """Stamped images in memory at once (ours); changes nothing but rounding."""
+    """Stamped images of 32 × 32 pixels in memory at once, as many pixels of larger ones
+    (ours); changes nothing but rounding."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {},
@@ -115,7 +117,7 @@ class MaskSearch:
             hits = torch.zeros(len(penalties), dtype=torch.int64, device=images.device)
             for index in order.split(self.batch_size):
                 optimizer.zero_grad(set_to_none=False)
-                for some in _chunks(searching, self.chunk // len(index)):
+                for some in _chunks(searching, at_once(self.chunk, images) // len(index)):
                     classes = torch.tensor(some, device=images.device)
                     hits[classes] += _add_gradient(net, images[index], raw, weights, classes)
                 # Classes that have stopped drift on by their momentum; what was kept does not.

@@ -30,6 +30,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from excise.inversion.anomaly import anomaly_indices
+from excise.inversion.chunks import at_once
 from excise.inversion.measure import evidence_of
 from excise.models import device_of, dtype_of, working_copy
 from excise.registry import STRICT
@@ -85,7 +86,8 @@ class SampleSpecific:
     keep: Annotated[int, Field(ge=1)] = 1
     """Classes returned, the largest margin first."""
     chunk: Annotated[int, Field(ge=1)] = 512
-    """Pairs of an image and a class in memory at once; changes nothing but rounding."""
+    """Pairs of a class and an image of 32 × 32 pixels in memory at once, as many pixels of larger
+    ones; changes nothing but rounding."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {},
@@ -124,11 +126,12 @@ class SampleSpecific:
             classes: how many the network tells apart.
             on_round: called after every chunk of pairs.
         """
+        size = at_once(self.chunk, images)
         with torch.no_grad():
-            own = torch.cat([net(some).argmax(1) for some in images.split(self.chunk)])
+            own = torch.cat([net(some).argmax(1) for some in images.split(size)])
         pairs = torch.nonzero(own[:, None] != torch.arange(classes, device=images.device))
         margins = []
-        for number, (i, t) in enumerate((some.T for some in pairs.split(self.chunk)), 1):
+        for number, (i, t) in enumerate((some.T for some in pairs.split(size)), 1):
             moved = towards(net, images[i], t, self.probe_epsilon, self.steps)
             with torch.no_grad():
                 logits = net(moved).double()
