@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from excise.commands.defender import left_over, opened, said_if_near_chance
+from excise.commands.defender import left_over, opened
 from excise.commands.options import (
     Given,
     check_free,
@@ -103,7 +103,6 @@ def _question(asked: Scan, device: torch.device, story: Story) -> NetworkScan:
     network, _, mine, pool = opened(asked.given, asked.model, asked.images, device, story)
     rng = Rng(asked.seed).child("sample")
     data = defender_data(mine, spc=asked.spc, rng=rng, needs_validation=False, pool=pool)
-    said_if_near_chance(network, data, story)
     return NetworkScan(
         model=network,
         scanner=asked.options,

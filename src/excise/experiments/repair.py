@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ def run_repair(
     on_round: OnRound = ignore_round,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Outcome:
-    """Repair, then measure.
+    """Repair, and measure before and after.
+
+    A trigger, twin or test images that do not fit the network are found out before the repair.
 
     Args:
         question: what, with what, judged how.
@@ -124,13 +126,17 @@ def run_repair(
     start = time.perf_counter()
     rng = Rng(question.seed)
     device = device_of(question.model)
+    if question.before is None or (question.floor is None and question.twin is not None):
+        on_stage("measuring the given network")
+        question = _measured_before(question)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     on_stage("repairing")
+    began = time.perf_counter()
     repair = question.method.repair(
         question.model, question.data, rng.child("method"), on_round=on_round
     )
-    seconds = {**repair.seconds, "repair": time.perf_counter() - start}
+    seconds = {**repair.seconds, "repair": time.perf_counter() - began}
     record: dict[str, Any] = {
         "version": RECORD_VERSION,
         "kind": "repair",
@@ -189,21 +195,33 @@ def _searching(method: Defense) -> Inverter | None:
     return None if isinstance(inverter, Oracle) else inverter
 
 
+def _measured_before(question: Question) -> Question:
+    """Return the question with the figures of the given network and of its twin."""
+    images, before, floor = _images(question), question.before, question.floor
+    if before is None:
+        before = question.measure(question.model, images)
+    if floor is None and question.twin is not None:
+        floor = question.measure(question.twin, images)
+    return replace(question, before=before, floor=floor)
+
+
+def _images(question: Question) -> LabelledImages:
+    """Return the test images; without any, the defender's own."""
+    images = question.test if question.test is not None else question.data.everything()
+    return images.to(device_of(question.model))
+
+
 def _measure(
     question: Question, repair: Repair, rng: Rng
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what the test images say; without any, the defender's own, and a warning."""
-    test = question.test
-    images = test if test is not None else question.data.everything()
-    images = images.to(device_of(question.model))
-    before = question.before or question.measure(question.model, images)
+    test, images = question.test, _images(question)
+    before, floor = question.before, question.floor
+    assert before is not None
     pruned = None
     if repair.edits and any(row.get("stage") == "tune" for row in repair.history):
         pruned = question.measure(_rebuilt(question, repair.edits), images)
     after = question.measure(repair.model, images)
-    floor = question.floor
-    if floor is None and question.twin is not None:
-        floor = question.measure(question.twin, images)
     comparison = compare(before, after, rng.child("evaluate"), floor)
     findings = [
         finding.to_json()
