@@ -201,3 +201,17 @@ def test_too_few_resamples(hand):
     e = hand.made(5)
     with pytest.raises(SpecError, match="at least 100 resamples"):
         compare(e, e, RNG, resamples=10)
+
+
+@pytest.mark.parametrize(("lost", "of", "certain"), [(1, 1, False), (3, 3, False), (14, 14, True)])
+def test_a_handful_of_images_of_the_target_is_certain_of_little(hand, lost, of, certain):
+    labels = np.array([0] * of + [1, 2] * 50)
+    after = labels.copy()
+    after[:lost] = 1
+    old, new = (hand.evaluation(labels, said, labels, k=3) for said in (labels, after))
+    loss = compare(old, new, Rng(0)).target_recall_loss
+    assert loss.value == 1.0
+    assert (loss.low > 0.1) is certain
+    same = compare(old, old, Rng(0)).target_recall_loss
+    assert same.low < -0.1
+    assert same.high > 0.1
