@@ -9,10 +9,14 @@ from __future__ import annotations
 import errno
 import importlib
 import keyword
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 
 from excise.errors import DivergedError, InputError, nearest
 
@@ -54,7 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         _complain(f"excise: expected a command, got {name!r}. {nearest(name, COMMANDS)}")
         return 2
-    return _run(name, arguments[1:])
+    with _told_to_end():
+        return _run(name, arguments[1:])
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Treat SIGTERM, a scheduler's way to end a job, like Ctrl-C: nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():  # no signals there
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -76,8 +76,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` as UTF-8, whole or not at all."""
-    write_bytes(path, content.encode())
+    """Write ``content`` to ``path`` as UTF-8, whole or not at all.
+
+    A file's name may hold bytes that are no text; they are written as ``\\udcXX``.
+    """
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -411,10 +412,14 @@ def test_an_existing_output_is_kept(
 ) -> None:
     before = {p.name: p.read_bytes() for p in victim.iterdir()}
     said = refused(capsys, *repairing(victim, tmp_path, out=victim))
-    assert "--overwrite" in said
+    assert "apart from what is read" in said
+    shutil.copytree(victim, tmp_path / "other")
+    assert "--overwrite" in refused(capsys, *repairing(victim, tmp_path, out=tmp_path / "other"))
     assert {p.name: p.read_bytes() for p in victim.iterdir()} == before
-    run(*repairing(victim, tmp_path, out=victim), "--overwrite", *QUICK)
-    assert (victim / "record.json").is_file()
+    assert run(*repairing(victim, tmp_path, out=victim), "--overwrite", *QUICK) == 2
+    assert {p.name: p.read_bytes() for p in victim.iterdir()} == before
+    run(*repairing(victim, tmp_path, out=tmp_path / "other"), "--overwrite", *QUICK)
+    assert (tmp_path / "other" / "record.json").is_file()
 
 
 def interrupt(*_: object, **__: object) -> None:
@@ -494,3 +499,48 @@ def test_the_api_of_the_readme(planted: Planted, folder: Path) -> None:
     assert build_model("excise:vgg19_bn,width=4", classes=2, rng=Rng(0)) is not None
     with pytest.raises(AttributeError, match="no attribute 'repare'"):
         excise.repare  # noqa: B018
+
+
+@pytest.mark.parametrize("inside", ["", "images"])
+def test_nothing_that_is_read_is_ever_overwritten(tmp_path, capsys, inside):
+    folder = tmp_path / "mine" / inside
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "1.png").write_bytes(b"precious")
+    out = tmp_path / "mine"
+    status = run("scan", "net.safetensors", "--images", folder, "--out", out, "--overwrite")
+    assert status == 2
+    assert "an output directory apart from what is read" in capsys.readouterr().err
+    assert (folder / "a" / "1.png").read_bytes() == b"precious"
+
+
+def test_a_directory_that_is_not_ours_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("ten years")
+    status = run("scan", "net.safetensors", "--images", "x", "--out", tmp_path, "--overwrite")
+    assert status == 2
+    assert "a directory that Excise wrote" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+
+
+def test_settings_of_an_inverter_are_taken(tmp_path, monkeypatch):
+    """``--inverter.effort`` as well as ``--inverter combined,effort=…``."""
+    from excise.commands import repair
+
+    seen = []
+
+    def question(asked, *_):
+        seen.append(asked.options.inverter.effort)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repair, "_question", question)
+    run("repair", "x", "--images", "y", "--out", tmp_path / "o", "--inverter.effort", "0.25")
+    assert seen == [0.25]
+
+
+def test_a_command_told_to_end_cleans_up(monkeypatch, capsys):
+    from excise.commands import report
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(report, "run", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert run("report") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

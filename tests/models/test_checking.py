@@ -97,3 +97,10 @@ def test_foreign_text_is_short_and_cannot_steer_a_terminal():
     assert shorten("x" * 400) == "x" * 300 + "…"
     assert few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert few(["a\x1b"]) == "a?"
+
+
+def test_half_precision_is_refused() -> None:
+    """Searches overflow in it: a clean network raised an alarm, and a repair was made of NaN."""
+    network = build_model("excise:preactresnet18,width=2", classes=3).half()
+    with pytest.raises(ModelError, match=r"float32, bfloat16 or double, got float16.*model.float"):
+        check_model(network, (3, 32, 32), 3)

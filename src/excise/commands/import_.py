@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
     asked = flags(
         Import, arguments, "import", source=tyro.MISSING, path=tyro.MISSING, out=tyro.MISSING
     )
-    check_free(asked.out, asked.overwrite)
+    check_free(asked.out, asked.overwrite, inputs=(asked.path,))
     card = import_backdoorbench(
         asked.path,
         asked.out,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -88,12 +88,35 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def check_free(out: Path, overwrite: bool, kind: str = "directory") -> None:
+def check_free(
+    out: Path, overwrite: bool, kind: str = "directory", inputs: Iterable[object] = ()
+) -> None:
     """Refuse, before any work, an output directory (or file) that exists or cannot be made.
 
+    Args:
+        out: where.
+        overwrite: whether what is there may be replaced; never what nobody would want replaced.
+        kind: what it is, for messages.
+        inputs: what the command reads, as it was given; what names no path does not count.
+
     Raises:
-        DataError: it exists and overwriting was not asked for, or nothing can be written there.
+        DataError: it exists and overwriting was not asked for, or it is or holds an input, or it is
+            a directory that Excise did not write; or nothing can be written there.
     """
+    for given in inputs:
+        read = Path(str(given)) if given else None
+        if out.exists() and read is not None and _holds(out, read):
+            raise DataError(
+                f"an output {kind} apart from what is read",
+                got=f"{out}, where {read} would be replaced",
+                remedy="Choose another --out.",
+            )
+    if overwrite and out.is_dir() and not _ours(out):
+        raise DataError(
+            "--overwrite of a directory that Excise wrote",
+            got=f"{out}, without a record, card or page",
+            remedy="Choose another --out, or move it away yourself.",
+        )
     if out.exists() and not overwrite:
         raise DataError(
             f"an output {kind} that does not exist yet",
@@ -107,6 +130,15 @@ def check_free(out: Path, overwrite: bool, kind: str = "directory") -> None:
             got=f"{out}, where {above} is {'not writable' if above.is_dir() else 'a file'}",
             remedy="Choose another --out.",
         )
+
+
+def _holds(out: Path, read: Path) -> bool:
+    return read.exists() and out.resolve() in (read.resolve(), *read.resolve().parents)
+
+
+def _ours(out: Path) -> bool:
+    marks = ("record.json", "card.json", "report.html", "victim/card.json")
+    return not any(out.iterdir()) or any((out / mark).is_file() for mark in marks)
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:

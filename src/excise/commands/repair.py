@@ -115,7 +115,8 @@ def run(arguments: list[str]) -> int:
         inverter=inverter,
         options=build("defense", method, fields),
     )
-    check_free(asked.out, asked.overwrite)
+    inputs = (asked.model, asked.images, asked.test, asked.trigger, asked.twin)
+    check_free(asked.out, asked.overwrite, inputs=(*inputs, asked.given.class_map))
     device = device_named(asked.device)
     with Story() as story:
         story.stage(f"reading {asked.model} and {asked.images}")
@@ -171,11 +172,12 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     said_if_near_chance(network, data, story)
     trigger = backdoor.trigger if backdoor else None
     planted = (card.get("measured") or {}).get("asr") or {}
+    method = asked.options
+    if takes_inverter and asked.inverter == "oracle":
+        method = dataclasses.replace(method, inverter=_inverter(asked.inverter, trigger))
     return Question(
         model=network,
-        method=dataclasses.replace(asked.options, inverter=_inverter(asked.inverter, trigger))
-        if takes_inverter
-        else asked.options,
+        method=method,
         data=data.to(device),
         seed=asked.seed,
         test=_test_images(asked, network, mine),

@@ -81,7 +81,9 @@ def run(arguments: list[str]) -> int:
         preset=named,
         options=build("scanner", method, preset("scanner", method, named)),
     )
-    check_free(asked.out, asked.overwrite)
+    check_free(
+        asked.out, asked.overwrite, inputs=(asked.model, asked.images, asked.given.class_map)
+    )
     device = device_named(asked.device)
     with Story() as story:
         story.stage(f"reading {asked.model} and {asked.images}")

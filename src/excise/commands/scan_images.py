@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
         out=tyro.MISSING,
         method=build("detector", "frequency", settings),
     )
-    check_free(asked.out, asked.overwrite)
+    check_free(asked.out, asked.overwrite, inputs=(asked.source, asked.clean))
     if not 0 < asked.held_back < 1:
         raise SpecError(
             "--held-back between 0 and 1", got=str(asked.held_back), remedy="Use for example 0.2."

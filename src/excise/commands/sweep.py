@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -81,8 +79,6 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(_plan_json(plan, workers), indent=2) if asked.json else said)
         return 0
     console.print(said, markup=False)
-    # A scheduler's way to end a job (SLURM, systemd) is treated like Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
     with (
         _Progress(console, plan, workers) as progress,
@@ -120,10 +116,6 @@ def _both(progress: _Progress, log: Log) -> Callable[[Event], None]:
             log.finished(run, event.task.spec, event.result)
 
     return take
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _engine(asked: Sweep) -> Engine:

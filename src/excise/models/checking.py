@@ -32,6 +32,12 @@ def check_model(
             that is no finite tensor ``(n, num_classes)``.
     """
     check_finite((*model.named_parameters(), *model.named_buffers()))
+    if dtype_of(model) is torch.float16:
+        raise ModelError(
+            "a network of float32, bfloat16 or double",
+            got="float16, in which searches overflow",
+            remedy="Give model.float().",
+        )
     images = torch.rand((2, *images_shape), generator=torch.Generator().manual_seed(0))
     with in_mode(model), torch.no_grad():
         logits = logits_of(model, images.to(device_of(model), dtype_of(model)))
