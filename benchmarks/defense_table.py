@@ -52,7 +52,7 @@ def tables(found: Sequence[Record]) -> str:
     for spc in BUDGETS:
         some = [record for record in found if record["run"]["spc"] == spc]
         if some:
-            parts.append(f"### SPC {spc}\n\n{table(some, every=spc == 10)}")
+            parts.append(f"### SPC {spc}\n\n{table(some, every=spc >= 10)}")
     return "\n\n".join(parts)
 
 
