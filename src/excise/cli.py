@@ -1,7 +1,7 @@
 """The command line: ``excise COMMAND``. Each command is a dataclass in :mod:`excise.commands`.
 
 Exit status: 0 fine, 1 a finding (the repair is incomplete), 2 bad input, 3 an unexpected failure;
-130 if interrupted.
+130 if interrupted; 141 if who reads what it prints has gone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import keyword
+import os
 import signal
 import sys
 import threading
@@ -84,6 +85,7 @@ def _run(name: str, arguments: list[str]) -> int:
         # No module can be called import.
         module = name.replace("-", "_") + "_" * keyword.iskeyword(name)
         status = importlib.import_module(f"excise.commands.{module}").run(arguments)
+        sys.stdout.flush()
     except SystemExit as stop:  # the parser's own: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
@@ -92,6 +94,10 @@ def _run(name: str, arguments: list[str]) -> int:
     except (InputError, DivergedError) as error:
         _complain(f"excise {name}: {error}")
         return 2
+    except BrokenPipeError:  # who read on, such as head, had enough: what a shell says of SIGPIPE
+        # What is left in the buffer would raise once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in _PLACE:
             return _fail(name)

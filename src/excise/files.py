@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["whole_directory", "whole_file", "write_bytes", "write_json", "write_text"]
+
+#: Bytes: less is a full disk.
+_LITTLE = 2**20
 
 
 @contextmanager
@@ -33,8 +37,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        full = _full(error, path)
         part.unlink(missing_ok=True)
+        if full is not None:
+            raise full from error
         raise
 
 
@@ -50,6 +57,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield part
         umask = os.umask(0)
         os.umask(umask)
+        for written in part.rglob("*"):
+            # Some libraries make files that their owner alone can read.
+            written.chmod((0o777 if written.is_dir() else 0o666) & ~umask)
         part.chmod(0o777 & ~umask)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
@@ -64,9 +74,23 @@ def whole_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        full = _full(error, path)
         shutil.rmtree(part, ignore_errors=True)
+        if full is not None:
+            raise full from error
         raise
+
+
+def _full(error: BaseException, path: Path) -> OSError | None:
+    """Return the system's own error where a library hides that the disk is full behind its own."""
+    if not isinstance(error, Exception) or isinstance(error, OSError):
+        return None
+    # What torch says when a write of its archive fails, whatever the reason.
+    said = "inline_container" in str(error) and shutil.disk_usage(path.parent).free < _LITTLE
+    if not said and "No space left" not in str(error):
+        return None
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -544,3 +544,13 @@ def test_a_command_told_to_end_cleans_up(monkeypatch, capsys):
     assert run("report") == 130
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    command = f"{sys.executable} -m excise list --json 2>{tmp_path / 'err'}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, check=False
+    )
+    assert done.stdout == b"{"
+    assert (tmp_path / "err").read_text() == ""
+    assert done.returncode in (0, 141)

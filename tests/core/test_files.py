@@ -1,5 +1,6 @@
 """Files and directories appear whole or not at all, whatever happens while they are written."""
 
+import errno
 import json
 import os
 import stat
@@ -180,3 +181,26 @@ def test_what_json_has_no_word_for_is_refused_before_anything_is_written(tmp_pat
     with pytest.raises(TypeError):
         write_json(tmp_path / "j", {"loss": object()})
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [whole_file, whole_directory])
+def test_a_full_disk_is_one_whoever_says_so(tmp_path, make):
+    hidden = RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
+    with pytest.raises(OSError, match=r"No space left on device: .*/x") as caught:
+        fail_in(make, tmp_path / "x", hidden)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.__cause__ is hidden
+    assert names(tmp_path) == []
+    with pytest.raises(RuntimeError, match="something else"):
+        fail_in(make, tmp_path / "x", RuntimeError("something else"))
+
+
+def test_what_stands_in_a_directory_can_be_read_by_whom_the_umask_lets(tmp_path):
+    with whole_directory(tmp_path / "x") as part:
+        (part / "deep").mkdir(mode=0o700)
+        (part / "deep" / "a").touch(mode=0o600)
+    umask = os.umask(0)
+    os.umask(umask)
+    deep = tmp_path / "x" / "deep"
+    assert stat.S_IMODE((deep / "a").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE(deep.stat().st_mode) == 0o777 & ~umask
