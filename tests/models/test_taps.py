@@ -150,7 +150,10 @@ def test_a_tap_on_nothing_takes_the_others_off():
 
 def test_what_follows_in_place_does_not_reach_what_was_kept():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
-    images = torch.rand(2, 1, 3, 3) - 0.5
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+        model[0].bias.zero_()
+    images = torch.rand(2, 1, 3, 3) + 0.1
     with tapped(model, ["0"]) as seen:
         model(images)
     assert (seen["0"] < 0).any()
