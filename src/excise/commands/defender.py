@@ -33,6 +33,8 @@ def opened(
     card = read_card(Path(model)) if Path(model).is_dir() else {}
     images, order = given.images(network, source)
     story.stage(order)
+    if not Path(model).is_dir() and given.mean is None and given.std is None:
+        story.stage("no --mean and --std: the network is given images in [0, 1] as they are")
     check_model(network, images.shape, images.num_classes)
     return network, card, *_pool(source, images, card)
 

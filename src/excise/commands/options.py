@@ -180,7 +180,7 @@ class Given:
             classes=classes,
             mean=self.mean,
             std=self.std,
-            input_size=(self.image_size, self.image_size) if self.image_size else None,
+            input_size=(self.image_size, self.image_size) if self.image_size is not None else None,
             in_channels=self.channels,
         )
 
