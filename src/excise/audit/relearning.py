@@ -44,6 +44,7 @@ from excise.registry import STRICT
 from excise.seeding import Rng
 from excise.types import (
     DefenderData,
+    Images,
     Inverter,
     LabelledImages,
     OnRound,
@@ -135,9 +136,7 @@ class Relearning:
         for number in range(1, self.controls + 1):
             order = torch.randperm(h * w, generator=rng.torch(f"control/{number}"))
             shuffled = Shuffled(old, order)
-            with torch.no_grad():
-                apart = (shuffled(images) - old(images)).abs().flatten(1).sum(1).mean()
-            if float(apart) < _SAME * size:
+            if _apart(shuffled, old, images) < _SAME * size:
                 return None
             larger = size_of(shuffled, images).value
             found.append(Partly(shuffled, size / larger) if larger > size else shuffled)
@@ -174,3 +173,10 @@ class Relearning:
                 optimizer.step()
             curve.append(flips(net, trigger, target, held))
         return curve
+
+
+@torch.no_grad()
+def _apart(one: Trigger, other: Trigger, images: Images) -> float:
+    """Return the L1 norm of what two triggers make different, averaged over images, in pixels."""
+    each = [(one(x) - other(x)).abs().flatten(1).sum(1) for x in images.split(256)]
+    return float(torch.cat(each).mean())
