@@ -107,10 +107,8 @@ class ANP:
             last = rows[-1]["iteration"]
             notes.append(f"The masks diverged in iteration {last}; those before it were kept.")
         clock.lap("prune")
-        return Repair(
-            finished(worked, model), edits, (*rows, *pruned), notes=tuple(notes),
-            seconds=clock.seconds,
-        )  # fmt: skip
+        history, seconds = (*rows, *pruned), clock.seconds
+        return Repair(finished(worked, model), edits, history, notes=tuple(notes), seconds=seconds)
 
     def _learn(
         self, model: nn.Module, names: list[str], data: LabelledImages, rng: Rng, on_round: OnRound
@@ -126,9 +124,9 @@ class ANP:
             for iteration in range(1, self.iterations + 1):
                 shape = (self.batch_size,)
                 index = torch.randint(len(data), shape, generator=generator, device=data.device)
-                images = data.images[index]
+                images, labels = data.images[index], data.labels[index]
                 images = crop_and_flip(images, data.shape[1] // 8, data.mirror, generator)
-                images, labels = as_floats(images).to(dtype_of(model)), data.labels[index]
+                images = as_floats(images).to(dtype_of(model))
                 bad = perturbed(masked, images, labels, self.epsilon, self.steps, generator)
                 natural = F.cross_entropy(masked(images), labels)
                 robust = F.cross_entropy(masked(images, bad), labels)
