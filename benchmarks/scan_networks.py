@@ -54,10 +54,20 @@ def seed_of(name: str) -> int:
     return int(name.rsplit("-", 1)[1])
 
 
+def images_of(card: Record, data: dict[Any, Any]) -> Any:
+    """Return the images a network was made of, of its size, read once into ``data``."""
+    from excise.data import load_data
+
+    source, side = card["made"]["data"]["source"], card["input_size"][0]
+    if (source, side) not in data:
+        data[source, side] = load_data(source, size=side if source == "digits" else None)
+    return data[source, side]
+
+
 def scan(bundle: Path, spc: int, data: dict[Any, Any]) -> Record:
     """Scan one network with images it never saw."""
     from excise.attacks import load_backdoor
-    from excise.data import defender_data, load_data
+    from excise.data import defender_data
     from excise.detection.combined import family
     from excise.experiments.environment import environment
     from excise.experiments.plant import pool_of
@@ -69,11 +79,8 @@ def scan(bundle: Path, spc: int, data: dict[Any, Any]) -> Record:
     card = read_card(bundle)
     made = card["made"]
     network = load_model(bundle)
-    key = (made["data"]["source"], tuple(network.input_shape[1:]))
-    if key not in data:
-        size = network.input_shape[1] if key[0] == "digits" else None
-        data[key] = load_data(key[0], size=size)
-    pool = pool_of(data[key].train, made["seed"], made["data"]["victim_images"]).pool
+    train = images_of(card, data).train
+    pool = pool_of(train, made["seed"], made["data"]["victim_images"]).pool
     images = defender_data(pool, spc=spc, rng=Rng(0).child("sample"))
     everything = DefenderData(images.everything(), None, "the pool")
     # What CombinedScan does, without the threshold, which is what these records are to give.

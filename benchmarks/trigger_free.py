@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
 from pages import between
-from scan_networks import name_of, networks
+from scan_networks import images_of, name_of, networks
 from zoo import cells
 
 if TYPE_CHECKING:
@@ -82,13 +82,13 @@ def settings() -> Record:
 
 
 def repair(
-    bundle: Path, spc: int, seed: int, count: int, data: dict[str, Any], audited: bool = False
+    bundle: Path, spc: int, seed: int, count: int, data: dict[Any, Any], audited: bool = False
 ) -> Record:
     """Repair one network, measure it before and after, and attack the result if asked to."""
     import torch
 
     from excise.attacks import load_victim
-    from excise.data import defender_data, load_data
+    from excise.data import defender_data
     from excise.experiments.plant import pool_of
     from excise.experiments.repair import Question, run_repair
     from excise.models import load_model
@@ -97,11 +97,9 @@ def repair(
 
     victim, card = load_victim(bundle)
     made = card["made"]
-    source = made["data"]["source"]
-    if source not in data:
-        data[source] = load_data(source, size=card["input_size"][0] if source == "digits" else None)
-    pool = pool_of(data[source].train, made["seed"], made["data"]["victim_images"]).pool
-    test, backdoor = data[source].test, victim.backdoor
+    images = images_of(card, data)
+    pool = pool_of(images.train, made["seed"], made["data"]["victim_images"]).pool
+    test, backdoor = images.test, victim.backdoor
     step = max(1, len(test) // count)
     twin = twin_of(bundle.name) if backdoor is not None else None
     question = Question(
@@ -284,7 +282,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(asked.threads)
-    data, wanted = dict[str, Any](), settings()
+    data, wanted = dict[Any, Any](), settings()
     for bundle in networks(asked.only):
         path = RECORDS / f"spc-{asked.spc}" / f"{name_of(bundle)}-s{asked.seed}.json"
         there = json.loads(path.read_text()) if path.exists() else {}
