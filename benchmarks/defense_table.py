@@ -1,10 +1,12 @@
-"""The tables of docs/defenses.md, made from the records of the core grid.
+"""The tables of docs/defenses.md, made from the records of the core and the full-width grid.
 
 Claim      docs/defenses.md; a test compares what stands there with what this script returns
 Command    python benchmarks/defense_table.py            (print the tables)
            python benchmarks/defense_table.py --write    (put them into docs/defenses.md)
 Records    EXCISE_DATA=… excise sweep benchmarks/grids/core.toml --store benchmarks/records/core
                --victims benchmarks/victims
+           EXCISE_DATA=… excise sweep benchmarks/grids/full_width.toml
+               --store benchmarks/records/full-width --workers 8    (wants a GPU)
 Time       a second
 """
 
@@ -23,18 +25,26 @@ from pages import between
 
 from excise import registry
 
-STORE = Path(__file__).parent / "records" / "core" / "records"
+RECORDS = Path(__file__).parent / "records"
 PAGE = Path(__file__).parents[1] / "docs" / "defenses.md"
-BEGIN, END = "<!-- made by benchmarks/defense_table.py -->", "<!-- end of what it made -->"
+#: Of every grid, the lines between which its tables stand.
+MARKS = {
+    "core": ("<!-- made by benchmarks/defense_table.py -->", "<!-- end of what it made -->"),
+    "full-width": (
+        "<!-- full width, made by benchmarks/defense_table.py -->",
+        "<!-- end of full width -->",
+    ),
+}
 ATTACKS = ("badnets", "blended", "lf", "wanet")
-BUDGETS = (2, 10, 100)
+BUDGETS = (2, 10, 100, 250)
 
 Record = Mapping[str, Any]
 
 
-def records(store: Path = STORE) -> list[Record]:
-    """Return every finished run of the store; of two that differ in their twin alone, the one."""
-    found = [json.loads(path.read_text()) for path in sorted(store.glob("??/*.json"))]
+def records(grid: str = "core") -> list[Record]:
+    """Return every finished run of a grid; of two that differ in their twin alone, the one."""
+    paths = sorted((RECORDS / grid / "records").glob("??/*.json"))
+    found = [json.loads(path.read_text()) for path in paths]
     done = [record for record in found if record.get("status") == "done"]
     # A run with a clean twin measures the same repair as one without, and more of it.
     by_key = {_repair_of(r): r for r in sorted(done, key=lambda r: r["floor"] is not None)}
@@ -46,13 +56,16 @@ def _repair_of(record: Record) -> str:
     return json.dumps(run, sort_keys=True)
 
 
-def tables(found: Sequence[Record]) -> str:
+def tables(found: Sequence[Record], grid: str = "core") -> str:
     """Return a table for every budget of which there is a record."""
     parts = []
     for spc in BUDGETS:
         some = [record for record in found if record["run"]["spc"] == spc]
         if some:
-            parts.append(f"### SPC {spc}\n\n{table(some, every=spc >= 10)}")
+            # The core grid is every defense's; the other is what a lent GPU had the time for.
+            every = grid == "core" and spc >= 10
+            title = f"SPC {spc}" if grid == "core" else f"Full width, SPC {spc}"
+            parts.append(f"### {title}\n\n{table(some, every=every)}")
     return "\n\n".join(parts)
 
 
@@ -136,10 +149,10 @@ def _default(value: Any, default: str) -> bool:
     return shown == default
 
 
-def page_with(page: str, found: Sequence[Record]) -> str:
-    """Return the page with the tables of these records between its markers."""
-    made = f"{before(found)}\n\n{tables(found)}" if found else "Not run."
-    return between(page, BEGIN, END, made)
+def page_with(page: str, found: Sequence[Record], grid: str = "core") -> str:
+    """Return the page with the tables of these records between their grid's markers."""
+    made = f"{before(found)}\n\n{tables(found, grid)}" if found else "Not run."
+    return between(page, *MARKS[grid], made)
 
 
 def before(found: Iterable[Record]) -> str:
@@ -162,11 +175,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the tables into the page")
     asked = parser.parse_args()
-    found = records()
-    if asked.write:
-        PAGE.write_text(page_with(PAGE.read_text(), found))
-    else:
-        print(f"{before(found)}\n\n{tables(found)}")
+    for grid in MARKS:
+        found = records(grid)
+        if asked.write:
+            PAGE.write_text(page_with(PAGE.read_text(), found, grid))
+        else:
+            print(f"{before(found)}\n\n{tables(found, grid)}\n")
     return 0
 
 

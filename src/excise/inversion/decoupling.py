@@ -112,7 +112,7 @@ class Search:
         ran = train_epochs(
             module, self.data, lambda x, y, progress: step(x.to(dtype), y, progress),
             self.rng.child(f"{stage}/{number}"), epochs=epochs,
-            batch_size=self.settings.batch_size, stage=stage, on_round=tell,
+            batch_size=self.settings.batch_size, stage=stage, answers=False, on_round=tell,
         )  # fmt: skip
         self.notes += ran.notes
         return not ran.diverged

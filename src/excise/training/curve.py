@@ -87,7 +87,7 @@ def connect(
 
     return train_epochs(
         bend, data, step, rng, epochs=epochs, batch_size=batch_size, stage="curve",
-        on_round=on_round,
+        answers=False, on_round=on_round,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from excise.models import device_of
+from excise.models import device_of, dtype_of
 from excise.seeding import Rng
 from excise.training.augment import crop_and_flip
 from excise.training.fit import batches_of
@@ -26,6 +26,9 @@ __all__ = [
     "train_epochs",
 ]
 
+#: Images on which a network's answers are looked at after an epoch.
+_TRIED = 8
+
 #: From images ``(n, c, h, w)``, their labels and how many epochs are done (a fraction), to the
 #: loss. The step zeroes gradients, goes backward and moves whatever it trains.
 Step = Callable[[Images, Labels, float], Tensor]
@@ -37,8 +40,8 @@ class Epochs:
 
     Args:
         history: one row an epoch.
-        diverged: whether it stopped because a loss or a weight was no longer finite; the model
-            then has the weights of the last good epoch.
+        diverged: whether it stopped because a loss, a weight or an answer was no longer finite;
+            the model then has the weights of the last good epoch.
     """
 
     history: tuple[Row, ...]
@@ -66,6 +69,7 @@ def train_epochs(
     stage: str,
     augment: bool = True,
     training: bool = True,
+    answers: bool = True,
     enough: Callable[[float], bool] = lambda loss: False,
     on_round: OnRound = ignore_round,
 ) -> Epochs:
@@ -82,6 +86,9 @@ def train_epochs(
         augment: whether images are cropped at random (by an eighth of the height) and, where the
             data says that a mirrored picture keeps its class, mirrored.
         training: whether the model is in train mode in a step.
+        answers: whether the model is the network itself. In train mode, where batch norm rescales
+            whatever comes, weights can grow until no answer in eval mode is a number: then an
+            epoch has diverged too.
         enough: given an epoch's mean loss, whether to stop there.
         on_round: called after every epoch.
     """
@@ -106,6 +113,8 @@ def train_epochs(
             model.eval()
             mean = float(total) / len(data)
             diverged = not (math.isfinite(mean) and _finite(model))
+            if training and answers and not diverged:
+                diverged = not _answers_are_numbers(model, images)
             history.append({"stage": stage, "epoch": epoch, "loss": recorded(mean)})
             if diverged:
                 model.load_state_dict(good)
@@ -163,3 +172,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def _finite(model: nn.Module) -> bool:
     tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
     return bool(torch.stack([t.isfinite().all() for t in tensors]).all()) if tensors else True
+
+
+@torch.no_grad()
+def _answers_are_numbers(network: nn.Module, images: Images) -> bool:
+    """Return whether a network in eval mode answers some images with finite logits."""
+    return bool(network(images[:_TRIED].to(dtype_of(network))).isfinite().all())

@@ -132,7 +132,7 @@ def learn_masks(
         whole.register_buffer(f"mask{number}", mask)
     return train_epochs(
         whole, data, step, rng, epochs=epochs, batch_size=batch_size, stage=stage,
-        training=training, on_round=on_round,
+        training=training, answers=False, on_round=on_round,
     )  # fmt: skip
 
 

@@ -252,7 +252,7 @@ def _work(
     # Fewer if the person said so (OMP_NUM_THREADS): threads that wait for a busy core spin.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     if device.startswith("cuda") and sharing > 1:
-        torch.cuda.set_per_process_memory_fraction(1 / sharing, torch.device(device))
+        torch.cuda.set_per_process_memory_fraction(1 / sharing, torch.device(device).index or 0)
     opened = Store(store, shelves)
     while True:
         try:
