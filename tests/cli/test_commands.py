@@ -257,6 +257,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["plant", "--data", "digits", "--model", "excise:preactresnet19"], "preactresnet18"),
         (["plant", "--data", "digits", "--size", "2", "--recipe.epohcs", "2"], "--recipe.epochs"),
         (["plant", "--data", "digits", "--device", "tpu9"], "a device this machine has"),
+        (["plant", "--data", "digits", "--device", "meta"], "a device this machine has"),
     ],
 )
 def test_bad_words(

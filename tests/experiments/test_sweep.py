@@ -218,6 +218,7 @@ def test_the_command_plans_runs_and_says_what_it_did(grid_file, tmp_path, capsys
     assert "4 runs: 0 done, 0 failed before, 4 to do" in said
     assert "2 victims and 2 clean twins to plant first" in said
     assert "no estimate" in said
+    assert not store.exists()  # it only looked
     assert main(arguments) == 0
     said = capsys.readouterr()
     assert "4 of 4 runs are done, 0 failed" in said.out
@@ -243,6 +244,25 @@ def test_what_does_not_exist_fails_before_anything_runs(grid_file, tmp_path, cap
     )
     assert said in capsys.readouterr().err
     assert not (tmp_path / "s" / "victims").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "said"),
+    [
+        (("spc = 2", "spc = 500"), [], "at least 500 images of every class"),
+        (("", ""), ["--device", "meta"], "a device this machine has"),
+        (("", ""), ["--device", "cuda:93"], "a device this machine has"),
+        (("", ""), ["--victims", "nowhere"], "expected a directory with bundles, got nowhere"),
+    ],
+)
+def test_a_dry_run_finds_what_cannot_be_run(grid_file, tmp_path, capsys, change, flags, said):
+    text = grid_file.read_text()
+    assert change[0] in text
+    grid_file.write_text(text.replace(*change))
+    store = tmp_path / "s"
+    assert main(["sweep", str(grid_file), "--store", str(store), "--dry-run", *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not store.exists()
 
 
 def test_a_file_that_is_not_there(tmp_path, capsys):

@@ -78,8 +78,9 @@ def device_named(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        # Not empty: "meta" has no numbers, and some devices are found missing only when used.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SpecError(
             "auto, cpu, or a device this machine has",
             got=repr(name),

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from excise.commands.options import flags
-from excise.errors import SpecError
+from excise.commands.options import device_named, flags
+from excise.errors import DataError, SpecError
 from excise.experiments.engines.local import Engine, Event, Inline, Local
 from excise.experiments.grid import read_grid
 from excise.experiments.logging import Log, open_log
@@ -70,9 +70,17 @@ def run(arguments: list[str]) -> int:
     asked = flags(Sweep, arguments, "sweep", file=tyro.MISSING)
     console = Console(stderr=True, highlight=False)
     grid = read_grid(asked.file)
-    store = Store(asked.store or asked.file.with_suffix(""), asked.victims)
-    plan = plan_sweep(grid, store, retry_failed=asked.retry_failed)
     engine = _engine(asked)
+    for shelf in asked.victims:
+        if not shelf.is_dir():
+            raise DataError(
+                "a directory with bundles",
+                got=str(shelf),
+                remedy="Give --victims what excise plant or a sweep wrote, or leave it out.",
+            )
+    place = asked.store or asked.file.with_suffix("")
+    store = Store(place, asked.victims, make=not asked.dry_run)
+    plan = plan_sweep(grid, store, retry_failed=asked.retry_failed)
     workers = getattr(engine, "workers", 1)
     said = _plan_words(plan, workers)
     if asked.dry_run:
@@ -139,7 +147,7 @@ def _engine(asked: Sweep) -> Engine:
 
 def _devices(name: str) -> tuple[str, ...]:
     if name != "auto":
-        return (name,)
+        return (str(device_named(name)),)
     if torch.cuda.is_available():
         return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
     return ("cpu",)

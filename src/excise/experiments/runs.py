@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from excise.data import DataSet, load_data
+from excise.data import DataSet, load_data, sample_positions
 from excise.errors import SpecError, nearest
-from excise.experiments.plant import Planting
+from excise.experiments.plant import Planting, pool_of
 from excise.models import build_model
 from excise.registry import KINDS, Kind, build, find, parse, rows, spec_error, spec_of
 from excise.seeding import Rng
@@ -331,8 +331,15 @@ def check_against_data(run: Run) -> None:
     Raises:
         InputError: it does not fit.
     """
-    data = run.data()
+    data, spec = run.data(), run.spec
     planting = run.planting()
+    sample_positions(
+        pool_of(data.train, planting.seed, planting.victim_images).pool,
+        spc=spec["spc"],
+        rng=Rng(planting.seed),
+        validation_ratio=spec["validation_ratio"],
+        paper_split=spec["paper_split"],
+    )
     if hasattr(planting.attack, "target_rule"):
         planting.attack.target_rule(data.train.num_classes, Rng(0))
     with torch.device("meta"):

@@ -44,12 +44,13 @@ class Store:
         root: made if it does not exist.
         shelves: further directories with bundles; those whose card names a key that is asked for
             are used where they are.
+        make: False: only look, and make nothing.
 
     Raises:
         DataError: ``root`` is something else than a store, of a newer version, or not writable.
     """
 
-    def __init__(self, root: Path, shelves: tuple[Path, ...] = ()) -> None:
+    def __init__(self, root: Path, shelves: tuple[Path, ...] = (), *, make: bool = True) -> None:
         self.root = root
         self.shelves = shelves
         self._shelved: dict[str, Path] | None = None
@@ -66,10 +67,14 @@ class Store:
                     got=f"{root}, which holds something else",
                     remedy="Choose another --store.",
                 )
+            if not make:
+                return
             # Written where leftovers of the killed do no harm, then moved in one step.
             fresh = root / "leases" / f".{uuid.uuid4().hex}.json"
             write_json(fresh, _STORE)
             fresh.replace(described)
+        if not make:
+            return
         # A full or read-only disk is better found now than when the first run is done.
         attempt = root / "leases" / ".try"
         with whole_file(attempt) as part:

@@ -17,6 +17,12 @@ from excise.experiments.tasks import Task, failure
 
 __all__ = ["Plan", "plan_sweep", "run_sweep"]
 
+#: Settings of a run that its data may not allow.
+_FITTED = (
+    "data", "image_size", "limit", "model", "attack",
+    "victim_images", "spc", "validation_ratio", "paper_split",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,8 +65,8 @@ def plan_sweep(grid: Grid, store: Store, *, retry_failed: bool = False) -> Plan:
     done = failed = 0
     seen: set[str] = set()
     for run in grid.runs:
-        # Only what differs in data, network or attack can fit differently.
-        said = json.dumps([run.spec[k] for k in ("data", "image_size", "limit", "model", "attack")])
+        # Only what differs in one of these can fit differently.
+        said = json.dumps([run.spec[k] for k in _FITTED])
         if said not in checked:
             check_against_data(run)
             checked.add(said)
