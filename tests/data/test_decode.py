@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +239,17 @@ def test_what_is_no_image_is_not_written() -> None:
 
 def test_values_outside_the_range_are_clipped() -> None:
     assert one(to_png(torch.tensor([[[-1.0, 2.0, 0.5]]]))).tolist() == [[[0, 255, 128]]]
+
+
+def test_pictures_larger_than_the_memory_are_refused_before_any_is_decoded() -> None:
+    def pictures() -> Iterator[tuple[str, bytes]]:
+        raise AssertionError("one was asked for")
+        yield "none", b""
+
+    with pytest.raises(DataError, match=r"fit into this machine's memory.* of 100000×100000 pixel"):
+        decode(pictures(), 1000, size=100_000)
+
+
+def test_many_pictures_of_a_size_of_their_own_are_refused_at_the_first() -> None:
+    with pytest.raises(DataError, match=r"which take .* GB. Take smaller or fewer images"):
+        decode([("one", saved(Image.new("RGB", (4, 4))))], 10**14)

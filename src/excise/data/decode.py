@@ -7,6 +7,7 @@ Only the formats in :data:`FORMATS` are opened. Pillow also reads formats that s
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -118,11 +119,14 @@ def decode(
 
     Raises:
         DataError: a picture cannot be read (and is not to be skipped), is larger than
-            :data:`MAX_PIXELS`, or sizes differ and no ``size`` is given.
+            :data:`MAX_PIXELS`, or sizes differ and no ``size`` is given; or all of them are more
+            than this machine's memory holds.
     """
     wanted = as_size(size)
     if channels not in (None, 1, 3):
         raise DataError("channels 1 (gray) or 3 (color)", got=repr(channels), remedy="Choose one.")
+    if wanted is not None:
+        _check_memory(count, (channels or 3, *wanted))
     out: Array | None = None
     first = ""
     kept: list[int] = []
@@ -143,6 +147,7 @@ def decode(
                         continue
                     array, gray = result
                     if out is None:
+                        _check_memory(count, array.shape)
                         out, first = np.empty((count, *array.shape), np.uint8), name
                     _check_same_size(out, first, array, name)
                     out[len(kept)] = array
@@ -155,6 +160,20 @@ def decode(
     if channels is None and all_gray:
         images = images[:, :1].clone()
     return images, kept
+
+
+def _check_memory(count: int, shape: tuple[int, ...]) -> None:
+    """Refuse what cannot lie in memory: asked for, it would be given until the machine stops."""
+    if not hasattr(os, "sysconf"):  # no POSIX
+        return
+    needed = count * math.prod(shape)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise DataError(
+            f"images that fit into this machine's memory of {there / 1e9:.0f} GB",
+            got=f"{count:,} of {shape[2]}×{shape[1]} pixels, which take {needed / 1e9:,.0f} GB",
+            remedy="Take smaller or fewer images.",
+        )
 
 
 def _decode_one(
