@@ -75,7 +75,7 @@ class MaskSearch:
     give_up: Annotated[int, Field(ge=1)] = 100
     """A class without any success by this round is given up (ours)."""
     threshold: Annotated[float, Field(gt=0)] = 2.0
-    """A class is flagged from this anomaly index on, in MAD below the median."""
+    """A class is flagged above this anomaly index, in MAD below the median."""
     chunk: Annotated[int, Field(ge=1)] = 1024
     """Stamped images of 32 × 32 pixels in memory at once, as many pixels of larger ones
     (ours); changes nothing but rounding."""

@@ -57,9 +57,9 @@ class Found:
         return [t for _, t in sorted((n, t) for t, n in enumerate(self.norms) if n is not None)]
 
     def flagged(self, threshold: float) -> list[int]:
-        """Return the classes whose anomaly index is ``threshold`` or more, the smallest first."""
+        """Return the classes whose anomaly index is above ``threshold``, the smallest first."""
         indices = self.indices()
-        return [t for t in self.by_size() if (indices[t] or 0) >= threshold]
+        return [t for t in self.by_size() if (indices[t] or 0) > threshold]
 
     def notes(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return what a reader should know of it, given the classes' names."""

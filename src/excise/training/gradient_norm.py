@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excise.models import steady_statistics
+from excise.training.sam import moved_by
 from excise.types import Images, Labels
 
 __all__ = ["activeness_aware"]
@@ -24,20 +25,17 @@ def activeness_aware(
     parameters = list(model.parameters())
     loss = F.cross_entropy(model(images), labels)
     first = torch.autograd.grad(loss, parameters, allow_unused=True)
-    moved = [(p, g, p.detach().clone()) for p, g in zip(parameters, first, strict=True)
-             if g is not None]  # fmt: skip
-    try:
-        with torch.no_grad():
-            for parameter, gradient, _ in moved:
-                norm = gradient.norm()
-                parameter.add_(radius * gradient / norm.where(norm > 0, 1))
+    reached = [(p, g) for p, g in zip(parameters, first, strict=True) if g is not None]
+    moved = [parameter for parameter, _ in reached]
+    norms = [gradient.norm() for _, gradient in reached]
+    steps = [
+        radius * gradient / norm.where(norm > 0, 1)
+        for (_, gradient), norm in zip(reached, norms, strict=True)
+    ]
+    with moved_by(moved, steps):
         with steady_statistics(model):
             there = F.cross_entropy(model(images), labels)
-        second = torch.autograd.grad(there, [p for p, *_ in moved])
-    finally:
-        with torch.no_grad():
-            for parameter, _, was in moved:
-                parameter.copy_(was)
-    for (parameter, gradient, _), other in zip(moved, second, strict=True):
+        second = torch.autograd.grad(there, moved)
+    for (parameter, gradient), other in zip(reached, second, strict=True):
         parameter.grad = (1 - alpha) * gradient + alpha * other
     return loss.detach()
