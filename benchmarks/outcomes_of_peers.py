@@ -3,6 +3,7 @@
 Claim      where a defense does much worse here than its paper says, so does published code on the
            same victim, images and settings, or the page says what differs: docs/defenses.md
 Command    EXCISE_DATA=… python benchmarks/outcomes_of_peers.py --backdoorbench PATH --fork PATH
+               --bti-dbf PATH
            python benchmarks/outcomes_of_peers.py --write    (the table, into docs/defenses.md)
 Hardware   one thread, no GPU
 Runs       one of each side, seed 0; of 2,000 test images, so a rate is known to two points
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 # A script's own directory is first on the path, so its neighbors need no package.
 import fork_duels
+from authors_duels import BTIDBF, bti_dbf
 from dueling import SPC, Duel, Field, Timed, clocked, field_of, repaired
 from duels import anp, fp, ft, ft_sam, mcr, mitigated, nad, npd, rnp, sau
 from fork_duels import fst, ims, mm_bm, nft, pbe
@@ -137,7 +139,7 @@ class Match(NamedTuple):
         fields: settings of ours that stand above the preset's.
     """
 
-    make: Callable[[Peer, Field, Any], Duel]
+    make: Callable[[Any, Field, Any], Duel]
     peer: str
     preset: str
     masks: bool = False
@@ -161,6 +163,7 @@ MATCHES: Mapping[str, Match] = {
     "mm-bm": Match(mm_bm, "fork", "published"),
     "fmp": Match(fmp, "fork", "fast"),
     "ims": Match(ims, "fork", "fast"),
+    "bti-dbf": Match(bti_dbf, "bti-dbf", "fast"),
     # What the sides differ by, taken away on one of them.
     "i-bau: our rates a sixteenth": Match(
         i_bau, "backdoorbench", "published",
@@ -264,10 +267,11 @@ def measure(asked: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    peers = {
-        "backdoorbench": Peer(asked.backdoorbench.resolve()),
-        "fork": Fork(asked.fork.resolve()),
-    }
+    paths = {"backdoorbench": asked.backdoorbench, "fork": asked.fork, "bti-dbf": asked.bti_dbf}
+    kinds = {"backdoorbench": Peer, "fork": Fork, "bti-dbf": BTIDBF}
+    wanted = {MATCHES[name].peer for name in asked.only or MATCHES}
+    peers = {name: kinds[name](paths[name].resolve()) for name in wanted}
+    commits = {name: commit(paths[name]) for name in sorted(wanted)}
     test = load_data("cifar10").test
     assert test is not None
     test = test.subset(torch.arange(0, len(test), EVERY))
@@ -288,7 +292,7 @@ def measure(asked: argparse.Namespace) -> None:
             )
             write_json(RECORD, {
                 "environment": environment(torch.device("cpu")),
-                "peers": {"backdoorbench": commit(asked.backdoorbench), "fork": commit(asked.fork)},
+                "peers": {**kept.get("peers", {}), **commits},
                 "rows": list(rows.values()),
             })  # fmt: skip
 
@@ -330,6 +334,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backdoorbench", type=Path, metavar="PATH", help="a checkout of it")
     parser.add_argument("--fork", type=Path, metavar="PATH", help="a checkout of it")
+    parser.add_argument("--bti-dbf", type=Path, metavar="PATH", help="a checkout of it (authors')")
     parser.add_argument("--victims", nargs="+", default=VICTIMS, help="CIFAR-10 bundles of the zoo")
     parser.add_argument("--only", nargs="+", default=[], choices=sorted(MATCHES), metavar="NAME")
     parser.add_argument("--spc", type=int, default=SPC, help="the defender's images a class")
@@ -341,8 +346,10 @@ def main() -> int:
     if asked.write:
         write_text(PAGE, page_with(PAGE.read_text(encoding="utf-8")))
         return 0
-    if asked.backdoorbench is None or asked.fork is None:
-        parser.error("expected --backdoorbench PATH and --fork PATH, or --write, got less")
+    wanted = {MATCHES[name].peer for name in asked.only or MATCHES}
+    missing = [name for name in sorted(wanted) if getattr(asked, name.replace("-", "_")) is None]
+    if missing:
+        parser.error(f"expected --{missing[0]} PATH, or --only others, or --write, got none")
     try:
         measure(asked)
     except InputError as error:

@@ -47,7 +47,7 @@ class Peer:
     #: What a method's own file of settings may be called.
     SETTINGS: tuple[str, ...] = ("config.yaml",)
     #: Packages that every such checkout has.
-    PACKAGES = ("defense", "models", "utils")
+    PACKAGES: tuple[str, ...] = ("defense", "models", "utils")
 
     def __init__(self, root: Path) -> None:
         from excise.errors import InputError

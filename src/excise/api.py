@@ -9,8 +9,10 @@ from torch import nn
 from excise.data import defender_data, load_images
 from excise.defenses import SoftPrune
 from excise.detection import CombinedScan
+from excise.errors import SpecError
 from excise.inversion import Combined
 from excise.models import check_model, device_of
+from excise.registry import Kind
 from excise.seeding import Rng
 from excise.types import (
     Defense,
@@ -50,8 +52,11 @@ def scan(
 
     Raises:
         DataError: images or labels do not fit, or too few classes.
+        SpecError: ``method`` is no scanner.
         ModelError: the network does not fit the images, or its answers are not finite.
     """
+    if method is not None:
+        _check_method("scanner", "scan", method)
     images = clean if isinstance(clean, LabelledImages) else load_images(clean)
     check_model(model, images.shape, images.num_classes)
     rng = Rng(seed)
@@ -62,7 +67,7 @@ def scan(
         needs_validation=False,
         pool="the images given",
     )
-    scanner = method or CombinedScan()
+    scanner = CombinedScan() if method is None else method
     return scanner.scan(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)
 
 
@@ -96,8 +101,11 @@ def repair(
 
     Raises:
         DataError: images, labels or their number do not fit.
+        SpecError: ``method`` is no defense.
         ModelError: the network does not fit the images, or has no convolution.
     """
+    if method is not None:
+        _check_method("defense", "repair", method)
     images = clean if isinstance(clean, LabelledImages) else load_images(clean)
     check_model(model, images.shape, images.num_classes)
     rng = Rng(seed)
@@ -109,5 +117,15 @@ def repair(
         paper_split=paper_split,
         pool="the images given",
     )
-    method = method or SoftPrune(inverter=Combined())
+    method = SoftPrune(inverter=Combined()) if method is None else method
     return method.repair(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)
+
+
+def _check_method(kind: Kind, verb: str, method: object) -> None:
+    """Refuse what only names a method, or is the class of one."""
+    if isinstance(method, type) or not callable(getattr(method, verb, None)):
+        raise SpecError(
+            f"a {kind} with its settings, such as excise.registry.build({kind!r}, NAME)",
+            got=repr(method),
+            remedy=f"`excise list {kind}s` names them all.",
+        )

@@ -1,5 +1,8 @@
 """check_model: any module, judged by one forward pass."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -104,3 +107,17 @@ def test_half_precision_is_refused() -> None:
     network = build_model("excise:preactresnet18,width=2", classes=3).half()
     with pytest.raises(ModelError, match=r"float32, bfloat16 or double, got float16.*model.float"):
         check_model(network, (3, 32, 32), 3)
+
+
+@pytest.mark.parametrize("what", [None, "victim/", Path("model.pt"), {"weight": 1}], ids=repr)
+def test_what_is_no_network_is_refused(what: object) -> None:
+    with pytest.raises(ModelError, match=r"expected a torch.nn.Module, got .*load_model"):
+        check_model(what, (1, 8, 8))  # type: ignore[arg-type]
+
+
+def test_a_scripted_network_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(nn.Flatten(), torch.rand(2, 1, 8, 8))
+    with pytest.raises(ModelError, match="a TorchScript one, in which nothing can be cut"):
+        check_model(scripted, (1, 8, 8))

@@ -28,9 +28,21 @@ def check_model(
         num_classes: how many logits an image must get; None accepts any number.
 
     Raises:
-        ModelError: weights that are not finite, an exception in the forward pass, or an output
-            that is no finite tensor ``(n, num_classes)``.
+        ModelError: no network of Python modules, weights that are not finite, an exception in the
+            forward pass, or an output that is no finite tensor ``(n, num_classes)``.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "a torch.nn.Module",
+            got=shorten(repr(model)),
+            remedy="excise.models.load_model(PATH) reads one from a file or a bundle.",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a network of Python modules",
+            got="a TorchScript one, in which nothing can be cut",
+            remedy="Load its weights into the network it was scripted from.",
+        )
     check_finite((*model.named_parameters(), *model.named_buffers()))
     if dtype_of(model) is torch.float16:
         raise ModelError(
