@@ -11,13 +11,13 @@ import torch
 from excise.commands.options import Given
 from excise.console import Story
 from excise.data import sample_positions
-from excise.evaluation import evaluate, near_chance
+from excise.experiments.doubts import doubts
 from excise.experiments.plant import pool_of
-from excise.models import Network, check_model, device_of, read_card
+from excise.models import Network, check_model, read_card
 from excise.seeding import Rng
 from excise.types import DefenderData, LabelledImages
 
-__all__ = ["left_over", "opened", "said_if_near_chance"]
+__all__ = ["doubted", "left_over", "opened"]
 
 
 def opened(
@@ -39,10 +39,9 @@ def opened(
     return network, card, *_pool(source, images, card)
 
 
-def said_if_near_chance(network: Network, data: DefenderData, story: Story) -> None:
-    """Warn of a network that is hardly better than chance on the defender's own images."""
-    images = data.everything().to(device_of(network))
-    for finding in near_chance(evaluate(network, images)):
+def doubted(network: Network, data: DefenderData, story: Story) -> None:
+    """Say at once why nothing said of this network on these images may be relied on."""
+    for finding in doubts(network, data.everything()):
         story.stage(f"{finding.level}: {finding.message}")
 
 

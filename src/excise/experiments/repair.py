@@ -21,6 +21,7 @@ from torch import nn
 from excise.audit import audit
 from excise.errors import ModelError
 from excise.evaluation import Evaluation, Limits, check, compare, evaluate, judge
+from excise.experiments.doubts import unlike_training
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.pictures import trigger_pictures
 from excise.experiments.recovered import COUNTED, recovered_triggers
@@ -223,21 +224,20 @@ def _measure(
         pruned = question.measure(_rebuilt(question, repair.edits), images)
     after = question.measure(repair.model, images)
     comparison = compare(before, after, rng.child("evaluate"), floor)
-    findings = [
-        finding.to_json()
-        for finding in check(
-            before,
-            after,
-            comparison,
-            floor=floor,
-            planted_asr=question.planted_asr,
-            test=test,
-            defender=question.data,
-            edits=repair.edits,
-            model_before=question.model,
-            model_after=repair.model,
-        )
-    ]
+    checked = check(
+        before,
+        after,
+        comparison,
+        floor=floor,
+        planted_asr=question.planted_asr,
+        test=test,
+        defender=question.data,
+        edits=repair.edits,
+        model_before=question.model,
+        model_after=repair.model,
+    )
+    doubted = unlike_training(question.model, question.data.everything())
+    findings = [finding.to_json() for finding in (*doubted, *checked)]
     if test is None:
         findings.insert(0, {
             "name": "no-test-images",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from excise.evaluation import evaluate, near_chance
+from excise.experiments.doubts import doubts
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.recovered import COUNTED, recovered_triggers
 from excise.files import whole_directory, write_bytes, write_json, write_text
@@ -87,8 +87,8 @@ def run_network_scan(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     everything = scan.data.everything()
-    doubts = near_chance(evaluate(scan.model, everything))
-    for doubt in doubts:
+    doubted = doubts(scan.model, everything)
+    for doubt in doubted:
         on_stage(f"{doubt.level}: {doubt.message}")
     on_stage("scanning")
     rng = Rng(scan.seed).child("method")
@@ -126,7 +126,7 @@ def run_network_scan(
         ],
         "triggers": found,
         "tried_on": {"images": min(len(tried), COUNTED), "unseen": scan.unseen is not None},
-        "notes": [*(doubt.message for doubt in doubts), *diagnosis.notes],
+        "notes": [*(doubt.message for doubt in doubted), *diagnosis.notes],
         "seconds": {**diagnosis.seconds, "total": time.perf_counter() - start},
         "peak_memory_mib": peak_memory_mib(device),
         "environment": environment(device),
