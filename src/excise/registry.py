@@ -476,7 +476,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "inverter", "combined", "triggers of the class that five tests suspect most",
-        "", "experimental", "excise.inversion.combined:Combined",
+        "", "experimental", "excise.inversion.combined:Combined", version=2,
     ),
     Method(
         "scanner", "combined", "five tests together, calibrated on clean networks",

@@ -13,13 +13,13 @@ from excise.detection import CombinedScan
 from excise.detection import combined as scanner
 from excise.detection.combined import calibration, threshold
 from excise.errors import DataError
-from excise.inversion import Combined, Smooth
+from excise.inversion import Combined, Smooth, combined
 from excise.inversion.margin_climb import MarginClimb
 from excise.inversion.outlying import suspicions
 from excise.inversion.smooth import AddedSmooth, stretched
 from excise.inversion.suspects import MOST, SPREAD, TESTS, Suspects, compare
 from excise.seeding import Rng
-from excise.types import DefenderData, LabelledImages
+from excise.types import DefenderData, Evidence, LabelledImages
 
 pytestmark = pytest.mark.fast
 
@@ -62,6 +62,32 @@ def test_the_threshold_lets_as_few_clean_networks_pass_as_the_rate_says(rate) ->
 
 def test_networks_that_show_nothing_at_all_still_have_a_threshold() -> None:
     assert 0 < threshold([0.0] * 10 + [0.5] * 20, 0.01) < math.inf
+
+
+@pytest.mark.parametrize(
+    ("suspicion", "memory", "fields", "taken"),
+    [
+        (0.4, 1.0, {}, False),  # hardly suspicious
+        (0.6, 0.1, {}, False),  # suspicious, and nothing remembers it
+        (0.6, 0.2, {}, True),
+        (0.6, None, {}, True),  # no memory to ask
+        (1.9, 0.0, {}, True),  # an alarm by itself
+        (1.9, 0.0, {"least": 2.0}, False),
+        (0.0, 0.0, {"least": 0.0}, True),
+        (0.6, 0.1, {"least_memory": 0.1}, True),
+        (1.0, 0.0, {"sure": 1.0}, True),
+    ],
+)
+def test_a_class_is_taken_that_is_sure_or_remembered(
+    monkeypatch, suspicion, memory, fields, taken
+) -> None:
+    shown = suspects(memory=(memory, 0.0))
+    monkeypatch.setattr(Suspects, "together", lambda self: [suspicion, 0.0])
+    monkeypatch.setattr(combined, "compare", lambda *args, **named: shown)
+    monkeypatch.setattr(combined, "triggers_of", lambda s, c, *args, **named: [(Smooth(), 0.5)])
+    monkeypatch.setattr(combined, "evidence_of", lambda *args: Evidence())
+    found = Combined(**fields).fit(Pixels(), four(), Rng(0))
+    assert [one.target for one in found] == ([0] if taken else [])
 
 
 def four(n: int = 8) -> DefenderData:

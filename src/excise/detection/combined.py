@@ -69,11 +69,11 @@ class CombinedScan:
         everything = DefenderData(data.everything(), None, data.pool)
         suspects = compare(model, everything.train, rng, effort=self.effort, on_round=on_round)
         start = time.perf_counter()
-        triggers = recovered(
-            suspects, model, everything, rng, 1, effort=self.effort, on_round=on_round
-        )
         total = suspects.together()
         target = suspects.ranked()[0]
+        triggers = recovered(
+            suspects, model, everything, rng, (target,), effort=self.effort, on_round=on_round
+        )
         statistic = total[target]
         backdoored = statistic >= limit
         as_large = sum(one >= statistic for one in clean)
