@@ -147,6 +147,26 @@ def test_the_calibration_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch)
     assert shipped == script.calibrated(script.records(10))
 
 
+def test_what_is_said_of_suspicious_classes_of_clean_networks_is_what_the_scans_say() -> None:
+    from excise.inversion import Combined
+
+    usual, found = Combined(), []
+    for path in sorted((ROOT / "benchmarks/records/scan/spc-10/small").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        most = max(record["per_class"])
+        memory = record["numbers"]["memory"][record["per_class"].index(most)]
+        found.append((most, memory))
+    assert len(found) == 60
+    suspicious = sorted(memory for most, memory in found if most >= usual.least)
+    assert max(most for most, _ in found) < usual.sure
+    # docs/methods/soft-prune.md, the head of excise.inversion.combined
+    assert len(suspicious) == 36
+    assert [round(share, 2) for share in suspicious[-2:]] == [0.19, 0.48]
+    assert suspicious[-2] < usual.least_memory < suspicious[-1]
+    # The page of a scan: "it exceeds 1 in one clean network in four".
+    assert sum(most > 1 for most, _ in found) == 15
+
+
 def test_a_table_of_defenses_names_presets_and_what_was_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

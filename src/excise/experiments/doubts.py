@@ -12,11 +12,11 @@ from excise.types import LabelledImages
 __all__ = ["doubts", "unlike_training"]
 
 #: How many times larger or smaller the variance before the first batch norm may be than it was in
-#: training. Of the zoo's networks it is 1.1 to 2 times smaller on clean images (random crops have
-#: black borders) and 5 to 25 times without the mean and deviation they were trained with.
+#: training. Of the zoo's networks it is less than 2 times smaller on clean images (random crops
+#: have black borders) and 5 to 25 times without the mean and deviation they were trained with.
 FOLD = 4.0
 #: How many of its standard deviations the mean there may be off; of the zoo's networks .1 at most,
-#: and 1.6 where images in [0, 1] are normalized though those in training were not.
+#: and 1.3 to 2 where images in [0, 1] are normalized though those in training were not.
 SHIFT = 1.0
 #: A channel of less variance than this share of the largest is dead, and any ratio of it is noise.
 _DEAD = 1e-4
