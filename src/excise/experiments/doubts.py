@@ -20,6 +20,8 @@ FOLD = 4.0
 SHIFT = 1.0
 #: A channel of less variance than this share of the largest is dead, and any ratio of it is noise.
 _DEAD = 1e-4
+#: Images at a time: few enough for 224 × 224 pixels.
+_BATCH = 50
 
 
 def doubts(model: nn.Module, images: LabelledImages) -> tuple[Finding, ...]:
@@ -39,7 +41,7 @@ def unlike_training(model: nn.Module, images: LabelledImages) -> tuple[Finding, 
     the first batch norm; without any, nothing is found.
     """
     pixels = images.to(device_of(model)).floats().to(dtype_of(model))
-    moments = input_moments(model, remembering(model), pixels, 500)
+    moments = input_moments(model, remembering(model), pixels, _BATCH)
     if not moments:
         return ()
     name, (mean, variance) = next(iter(moments.items()))
