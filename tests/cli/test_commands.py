@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -555,3 +556,14 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path):
     assert done.stdout == b"{"
     assert (tmp_path / "err").read_text() == ""
     assert done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_without_greek_letters_gets_question_marks(encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "excise", "repair", "--help"],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert b"usage: excise repair" in done.stdout
