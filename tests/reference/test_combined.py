@@ -90,6 +90,22 @@ def test_a_class_is_taken_that_is_sure_or_remembered(
     assert [one.target for one in found] == ([0] if taken else [])
 
 
+@pytest.mark.parametrize(("held", "ranked"), [(0, 8), (7, 8), (8, 16)])
+def test_all_images_rank_the_classes_where_half_would_be_held_back(
+    monkeypatch, held, ranked
+) -> None:
+    seen = []
+
+    def watched(model, images, rng, **named):
+        seen.append(len(images))
+        return suspects(memory=(0.0, 0.0))
+
+    monkeypatch.setattr(combined, "compare", watched)
+    data = DefenderData(noise(8), noise(held) if held else None, "made here")
+    assert Combined().fit(Pixels(), data, Rng(0)) == []
+    assert seen == [ranked]
+
+
 def four(n: int = 8) -> DefenderData:
     return DefenderData(noise(n), None, "made here")
 

@@ -51,9 +51,12 @@ class Combined:
     ) -> list[RecoveredTrigger]:
         """Return the triggers, of each class the best first.
 
-        The training images are searched with; the validation images say how often each works.
+        The training images are searched with; the validation images say how often each works. Where
+        they are as many, with two images a class, all of them rank the classes.
         """
-        suspects = compare(model, data.train, rng, effort=self.effort, on_round=on_round)
+        held = 0 if data.validation is None else len(data.validation)
+        ranking = data.everything() if held >= len(data.train) else data.train
+        suspects = compare(model, ranking, rng, effort=self.effort, on_round=on_round)
         classes = [c for c in suspects.ranked()[: self.classes] if self._taken(suspects, c)]
         return recovered(suspects, model, data, rng, classes, effort=self.effort, on_round=on_round)
 
