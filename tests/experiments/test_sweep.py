@@ -10,7 +10,7 @@ import pytest
 from tests.experiments.conftest import TINY, contents
 
 from excise.cli import main
-from excise.experiments.engines.local import Inline, Local, Schedule
+from excise.experiments.engines.local import Inline, Local, Schedule, share_memory
 from excise.experiments.grid import read_grid
 from excise.experiments.store import Store
 from excise.experiments.sweep import plan_sweep, run_sweep
@@ -205,6 +205,20 @@ def test_tasks_wait_for_what_they_need_and_fall_with_it():
     assert schedule.next() is b
     assert schedule.cause(b) == "broken"
     assert schedule.cause(c) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "sharing", "asked"),
+    [("cuda", 4, [(0.25, 0)]), ("cuda:1", 2, [(0.5, 1)]), ("cuda", 1, []), ("cpu", 4, [])],
+)
+def test_workers_share_the_memory_of_a_gpu(monkeypatch, device, sharing, asked):
+    given = []
+    monkeypatch.setattr(
+        "torch.cuda.set_per_process_memory_fraction",
+        lambda part, number: given.append((part, number)),
+    )
+    share_memory(device, sharing)
+    assert given == asked
 
 
 # The command

@@ -251,8 +251,7 @@ def _work(
 
     # Fewer if the person said so (OMP_NUM_THREADS): threads that wait for a busy core spin.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
-    if device.startswith("cuda") and sharing > 1:
-        torch.cuda.set_per_process_memory_fraction(1 / sharing, torch.device(device).index or 0)
+    share_memory(device, sharing)
     opened = Store(store, shelves)
     while True:
         try:
@@ -278,6 +277,15 @@ def _work(
             pipe.send(("failed", line, trace))
         else:
             pipe.send(("done", "", result))
+
+
+def share_memory(device: str, sharing: int) -> None:
+    """Leave this process its part of a GPU's memory, if others work on it too."""
+    import torch
+
+    if device.startswith("cuda") and sharing > 1:
+        # "cuda" alone has no number, which torch asks for.
+        torch.cuda.set_per_process_memory_fraction(1 / sharing, torch.device(device).index or 0)
 
 
 def _die_with(parent: int) -> None:
