@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
 from dueling import Duel, Field, Timed, clocked, repaired
-from fork_duels import Unshown
+from fork_duels import Unshown, cut
 from peers import Peer, nothing, quiet, replaced
 
 if TYPE_CHECKING:
@@ -71,17 +71,7 @@ def bti_dbf(peer: BTIDBF, field: Field, method: Any) -> Duel:
     import torch
     from torch import nn
 
-    from excise.models.preact_resnet import PreActResNet
-
     module = peer.module
-
-    def features(net: PreActResNet, images: Tensor) -> Tensor:
-        maps: Tensor = net.layer4(net.layer3(net.layer2(net.layer1(net.conv1(images)))))
-        return maps
-
-    def output(net: PreActResNet, maps: Tensor) -> Tensor:
-        logits: Tensor = net.linear(net.avgpool(maps).flatten(1))
-        return logits
 
     def theirs(_: int) -> Timed:
         batches = Batches(field, method.batch_size)
@@ -93,7 +83,7 @@ def bti_dbf(peer: BTIDBF, field: Field, method: Any) -> Duel:
         box = SimpleNamespace(device="cpu", num_classes=batches.images.num_classes, tlabel=None)
 
         def work() -> nn.Module:
-            net = field.body()
+            net = cut(field.body())
             made = module.UNet(
                 n_channels=3, num_classes=3, base_filter_num=method.width, num_blocks=method.blocks
             )
@@ -113,10 +103,8 @@ def bti_dbf(peer: BTIDBF, field: Field, method: Any) -> Duel:
                             testloader=batches, testmodel=net, box=box, midmodel=made
                         )
                     module.unlearn(net, made)
-            return net.eval()
+            return net.get_submodule("model").eval()
 
-        cut = {"from_input_to_features": features, "from_features_to_output": output}
-        with replaced(PreActResNet, **cut):
-            return clocked(work)
+        return clocked(work)
 
     return Duel("bti-dbf", "", lambda i: repaired(method, field, i), theirs)

@@ -346,20 +346,9 @@ def awm(peer: Peer, field: Field) -> Duel:
     )  # fmt: skip
 
 
-def bti_dbf(peer: Peer, field: Field) -> Duel:
-    """Compare the loops of training; the peer's generator and the cut of its network are missing.
-
-    Both sides have our generator, and our network cut at its last map before the pooling.
-    """
-    import torch
+def cut(model: nn.Module) -> nn.Module:
+    """Return our PreActResNet as BTI-DBF's code asks for it: cut at its last map before pooling."""
     from torch import nn
-
-    from excise.defenses import BTIDBFU
-    from excise.inversion.unet import UNet
-
-    epochs, batch, width = 1, 50, 8
-    far = 1e9  # no bound that would spare a side its way back through the network
-    module = peer.defense["btidbf-u"]
 
     class Cut(nn.Module):
         """What the peer asks of a network: features from images, answers from features."""
@@ -381,6 +370,23 @@ def bti_dbf(peer: Peer, field: Field) -> Duel:
         def forward(self, images: Tensor) -> Tensor:
             return self.from_features_to_output(self.from_input_to_features(images))
 
+    return Cut(model)
+
+
+def bti_dbf(peer: Peer, field: Field) -> Duel:
+    """Compare the loops of training; the peer's generator and the cut of its network are missing.
+
+    Both sides have our generator, and our network cut at its last map before the pooling.
+    """
+    import torch
+
+    from excise.defenses import BTIDBFU
+    from excise.inversion.unet import UNet
+
+    epochs, batch, width = 1, 50, 8
+    far = 1e9  # no bound that would spare a side its way back through the network
+    module = peer.defense["btidbf-u"]
+
     def generator(**_: Any) -> nn.Module:
         made = UNet(3, (32, 32), width, 4)
         return made.to(memory_format=torch.channels_last) if field.channels_last else made
@@ -400,7 +406,7 @@ def bti_dbf(peer: Peer, field: Field) -> Duel:
 
         with (
             tempfile.TemporaryDirectory() as folder,
-            replaced(module, UNet=generator, PreActResNetWrapper=Cut, tqdm=Unshown),
+            replaced(module, UNet=generator, PreActResNetWrapper=cut, tqdm=Unshown),
             # Between its two parts the generator lies in a file.
             replaced(
                 torch, save=lambda state, _: weights.update(state), load=lambda *_, **__: weights
