@@ -8,7 +8,7 @@ nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -36,6 +36,7 @@ __all__ = [
     "History",
     "ImageDetector",
     "Images",
+    "Inversion",
     "Inverter",
     "LabelledImages",
     "Labels",
@@ -335,6 +336,27 @@ class RecoveredTrigger:
         return self.trigger(images)
 
 
+class Inversion(tuple[RecoveredTrigger, ...]):
+    """The triggers an inverter found, strongest evidence first, and what else there is to say.
+
+    An inverter that has nothing to say may return any sequence of triggers.
+
+    Args:
+        triggers: none, where none was found or none is worth unlearning.
+        notes: what a reader should know of the search, as why nothing is returned.
+    """
+
+    notes: tuple[str, ...]
+
+    def __new__(
+        cls, triggers: Iterable[RecoveredTrigger] = (), notes: Iterable[str] = ()
+    ) -> Inversion:
+        """Return the triggers with their notes."""
+        made = super().__new__(cls, triggers)
+        made.notes = tuple(notes)
+        return made
+
+
 @dataclass(frozen=True)
 class Edit:
     """One change made to a network for good.
@@ -389,7 +411,10 @@ class Inverter(Protocol):
     def fit(
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
     ) -> Sequence[RecoveredTrigger]:
-        """Return the triggers found, strongest evidence first; empty if there is none."""
+        """Return the triggers found, strongest evidence first; empty if there is none.
+
+        What else there is to say goes with them: :class:`Inversion`.
+        """
         ...
 
 

@@ -88,6 +88,27 @@ def test_a_class_is_taken_that_is_sure_or_remembered(
     monkeypatch.setattr(combined, "evidence_of", lambda *args: Evidence())
     found = Combined(**fields).fit(Pixels(), four(), Rng(0))
     assert [one.target for one in found] == ([0] if taken else [])
+    assert found.notes if not taken else not found.notes
+
+
+@pytest.mark.parametrize(
+    ("suspicion", "memory", "said"),
+    [
+        (
+            0.2,
+            1.0,
+            "'a' is the most suspicious class, but only by 0.2: one of less than 0.5 is none",
+        ),
+        (0.7, 0.11, "leads 11% of the images to it. Below a suspicion of 1.9 that must be 20%"),
+    ],
+)
+def test_it_says_which_class_it_left_alone_and_why(monkeypatch, suspicion, memory, said) -> None:
+    monkeypatch.setattr(Suspects, "together", lambda self: [suspicion, 0.0])
+    monkeypatch.setattr(combined, "compare", lambda *a, **named: suspects(memory=(memory, 0.0)))
+    found = Combined().fit(Pixels(), four(), Rng(0))
+    [note] = found.notes
+    assert said in note
+    assert note.endswith("least=0 takes it all the same.")
 
 
 @pytest.mark.parametrize(("held", "ranked"), [(0, 8), (7, 8), (8, 16)])
@@ -102,7 +123,7 @@ def test_all_images_rank_the_classes_where_half_would_be_held_back(
 
     monkeypatch.setattr(combined, "compare", watched)
     data = DefenderData(noise(8), noise(held) if held else None, "made here")
-    assert Combined().fit(Pixels(), data, Rng(0)) == []
+    assert not Combined().fit(Pixels(), data, Rng(0))
     assert seen == [ranked]
 
 
@@ -145,7 +166,7 @@ def test_the_inverter_returns_the_most_suspicious_classes_alone() -> None:
     found = Combined(effort=0.9).fit(Pixels(backdoor=40), data, Rng(0))
     assert {one.target for one in found} == {2}
     assert all(one.evidence.flip_rate is not None for one in found)
-    assert Combined(effort=0.9, least=99).fit(Pixels(backdoor=40), data, Rng(0)) == []
+    assert not Combined(effort=0.9, least=99).fit(Pixels(backdoor=40), data, Rng(0))
     two = Combined(effort=0.9, classes=2, least=0).fit(Pixels(backdoor=40), data, Rng(0))
     assert len({one.target for one in two}) == 2
     assert two[0].target == 2

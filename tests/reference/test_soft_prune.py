@@ -9,7 +9,14 @@ from torch import nn
 from excise.defenses import SoftPrune
 from excise.seeding import Rng
 from excise.training.pairs import under_one_of
-from excise.types import DefenderData, Edit, Evidence, LabelledImages, RecoveredTrigger
+from excise.types import (
+    DefenderData,
+    Edit,
+    Evidence,
+    Inversion,
+    LabelledImages,
+    RecoveredTrigger,
+)  # fmt: skip
 
 RATE = 0.02
 
@@ -142,6 +149,15 @@ def test_without_a_trigger_nothing_is_cut_and_it_says_so(network, data) -> None:
     repair = SoftPrune(inverter=Given()).repair(network, data, Rng(0))
     assert repair.notes == ("No trigger was recovered, so nothing was cut.",)
     assert torch.equal(repair.model(data.train.images), network(data.train.images))
+
+
+def test_what_the_inverter_has_to_say_is_said(network, data) -> None:
+    class Silent:
+        def fit(self, model, data, rng, *, on_round=None):
+            return Inversion((), ["Class 'a' stands out, but not enough."])
+
+    repair = SoftPrune(inverter=Silent()).repair(network, data, Rng(0))
+    assert repair.notes[1:] == ("Class 'a' stands out, but not enough.",)
 
 
 def test_gates_stay_in_range_and_it_says_how_many_filters_were_cut(network, data) -> None:

@@ -11,13 +11,12 @@ import torch
 from excise.commands.options import Given
 from excise.console import Story
 from excise.data import sample_positions
-from excise.experiments.doubts import doubts
 from excise.experiments.plant import pool_of
 from excise.models import Network, check_model, read_card
 from excise.seeding import Rng
-from excise.types import DefenderData, LabelledImages
+from excise.types import LabelledImages
 
-__all__ = ["doubted", "left_over", "opened"]
+__all__ = ["left_over", "opened"]
 
 
 def opened(
@@ -37,12 +36,6 @@ def opened(
         story.stage("no --mean and --std: the network is given images in [0, 1] as they are")
     check_model(network, images.shape, images.num_classes)
     return network, card, *_pool(source, images, card)
-
-
-def doubted(network: Network, data: DefenderData, story: Story) -> None:
-    """Say at once why nothing said of this network on these images may be relied on."""
-    for finding in doubts(network, data.everything()):
-        story.stage(f"{finding.level}: {finding.message}")
 
 
 def _pool(

@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import doubted, left_over, opened
+from excise.commands.defender import left_over, opened
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -169,7 +169,6 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     )
     if asked.audit:
         data.held_out("--audit")
-    doubted(network, data, story)
     trigger = backdoor.trigger if backdoor else None
     planted = (card.get("measured") or {}).get("asr") or {}
     method = asked.options

@@ -38,7 +38,7 @@ from excise.registry import STRICT
 from excise.scores import mean_absolute_gradient
 from excise.seeding import Rng
 from excise.training import Paired, Stopwatch, recorded, tune_on_pairs
-from excise.training.pairs import told
+from excise.training.pairs import notes_of, told
 from excise.types import DefenderData, Edit, Edits, Inverter, OnRound, Repair, Row, ignore_round
 
 __all__ = ["GradPrune"]
@@ -83,14 +83,14 @@ class GradPrune:
         held = data.held_out("Grad-Prune")
         units = convolutions(model, data.train, "Grad-Prune", include_gates=self.include_gates)
         clock = Stopwatch()
-        triggers = tuple(self.inverter.fit(model, data, rng.child("invert"), on_round=on_round))
-        assumed = told(triggers)
+        found = self.inverter.fit(model, data, rng.child("invert"), on_round=on_round)
+        assumed = told(found)
         clock.lap("invert")
         worked = working_copy(model)
-        if not triggers:
-            none = ("No trigger was recovered.",)
+        if not found:
+            none = ("No trigger was recovered.", *notes_of(found))
             return Repair(finished(worked, model), (), (), notes=none, seconds=clock.seconds)
-        train, validation = (Paired.of(part, triggers, worked) for part in (data.train, held))
+        train, validation = (Paired.of(part, found, worked) for part in (data.train, held))
         edits, rounds, notes = self._prune(model, units, train, validation, on_round)
         clock.lap("prune")
         apply_edits(worked, edits, units)
@@ -103,7 +103,7 @@ class GradPrune:
         clock.lap("tune")
         history, notes = (*rounds, *tuned.history), (*notes, *tuned.notes)
         done = finished(worked, model)
-        return Repair(done, edits, history, assumed, notes, clock.seconds, triggers)
+        return Repair(done, edits, history, assumed, notes, clock.seconds, tuple(found))
 
     def _prune(
         self, given: nn.Module, units: tuple[Unit, ...], train: Paired, validation: Paired,

@@ -49,7 +49,7 @@ from excise.seeding import Rng
 from excise.training import Masked, Stopwatch, channel_masks, cosine, fold, learn_masks
 from excise.training.fit import number_of_batches
 from excise.training.masks import kernel_masks
-from excise.training.pairs import told, under_one_of
+from excise.training.pairs import notes_of, told, under_one_of
 from excise.types import DefenderData, Images, Inverter, Labels, OnRound, Repair, ignore_round
 
 __all__ = ["SoftPrune"]
@@ -103,7 +103,7 @@ class SoftPrune:
         if not triggers:
             return Repair(
                 finished(worked, model), (), (), seconds=clock.seconds,
-                notes=("No trigger was recovered, so nothing was cut.",),
+                notes=("No trigger was recovered, so nothing was cut.", *notes_of(found)),
             )  # fmt: skip
         images, given = data.everything(), working_copy(model).requires_grad_(False)
         clean = images.floats().to(dtype_of(worked))
@@ -140,6 +140,7 @@ class SoftPrune:
             f"{int((every < 0.5).sum())} of {len(every)} {self.grain}s lost more than half of "
             f"their weight; they keep {float(every.mean()):.1%} on average.",
             *([cut] if edits else []),
+            *notes_of(found),
             *tuned.notes,
         )
         clock.lap("gates")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,16 @@ from torch import nn
 
 from excise.audit import audit
 from excise.errors import ModelError
-from excise.evaluation import Evaluation, Limits, check, compare, evaluate, judge
+from excise.evaluation import (
+    Evaluation,
+    Finding,
+    Limits,
+    check,
+    compare,
+    evaluate,
+    judge,
+    near_chance,
+)  # fmt: skip
 from excise.experiments.doubts import unlike_training
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.pictures import trigger_pictures
@@ -130,6 +139,10 @@ def run_repair(
     if question.before is None or (question.floor is None and question.twin is not None):
         on_stage("measuring the given network")
         question = _measured_before(question)
+    doubted = unlike_training(question.model, question.data.everything())
+    assert question.before is not None
+    for doubt in (*near_chance(question.before), *doubted):
+        on_stage(f"{doubt.level}: {doubt.message}")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     on_stage("repairing")
@@ -158,7 +171,7 @@ def run_repair(
         "environment": environment(device),
     }
     on_stage("measuring")
-    measured, pictures = _measure(question, repair, rng)
+    measured, pictures = _measure(question, repair, rng, doubted)
     record |= measured
     if question.audited:
         on_stage("attacking the repaired network")
@@ -216,7 +229,7 @@ def _images(question: Question) -> LabelledImages:
 
 
 def _measure(
-    question: Question, repair: Repair, rng: Rng
+    question: Question, repair: Repair, rng: Rng, doubted: Iterable[Finding]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what the test images say; without any, the defender's own, and a warning."""
     test, images = question.test, _images(question)
@@ -239,7 +252,6 @@ def _measure(
         model_before=question.model,
         model_after=repair.model,
     )
-    doubted = unlike_training(question.model, question.data.everything())
     findings = [finding.to_json() for finding in (*doubted, *checked)]
     if test is None:
         findings.insert(0, {

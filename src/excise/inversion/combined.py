@@ -25,7 +25,7 @@ from excise.inversion.measure import evidence_of
 from excise.inversion.suspects import Suspects, compare
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.types import DefenderData, OnRound, RecoveredTrigger, ignore_round
+from excise.types import DefenderData, Inversion, OnRound, RecoveredTrigger, ignore_round
 
 __all__ = ["Combined", "recovered"]
 
@@ -48,8 +48,8 @@ class Combined:
 
     def fit(
         self, model: nn.Module, data: DefenderData, rng: Rng, *, on_round: OnRound = ignore_round
-    ) -> list[RecoveredTrigger]:
-        """Return the triggers, of each class the best first.
+    ) -> Inversion:
+        """Return the triggers, of each class the best first; without any the reason is noted.
 
         The training images are searched with; the validation images say how often each works. Where
         they are as many, with two images a class, all of them rank the classes.
@@ -57,15 +57,29 @@ class Combined:
         held = 0 if data.validation is None else len(data.validation)
         ranking = data.everything() if held >= len(data.train) else data.train
         suspects = compare(model, ranking, rng, effort=self.effort, on_round=on_round)
-        classes = [c for c in suspects.ranked()[: self.classes] if self._taken(suspects, c)]
-        return recovered(suspects, model, data, rng, classes, effort=self.effort, on_round=on_round)
+        ranked = suspects.ranked()[: self.classes]
+        refused = {c: self._refusal(suspects, c, data.train.classes[c]) for c in ranked}
+        taken = [c for c, why in refused.items() if why is None]
+        triggers = recovered(
+            suspects, model, data, rng, taken, effort=self.effort, on_round=on_round
+        )
+        return Inversion(triggers, [why for why in refused.values() if why is not None])
 
-    def _taken(self, suspects: Suspects, c: int) -> bool:
-        """Return whether a class is suspicious enough for its triggers to be unlearned."""
+    def _refusal(self, suspects: Suspects, c: int, label: str) -> str | None:
+        """Return why the triggers of a class are not worth unlearning; None if they are."""
         suspicion, memory = suspects.together()[c], suspects.numbers["memory"][c]
         if self.least == 0 or suspicion >= max(self.least, self.sure):
-            return True
-        return suspicion >= self.least and (memory is None or memory >= self.least_memory)
+            return None
+        by = f"{label!r} is the most suspicious class, but only by {suspicion:.1f}"
+        anyway = "least=0 takes it all the same."
+        if suspicion < self.least:
+            return f"{by}: one of less than {self.least:g} is none; {anyway}"
+        if memory is None or memory >= self.least_memory:
+            return None
+        return (
+            f"{by}, and what batch norms remember leads {memory:.0%} of the images to it. Below a "
+            f"suspicion of {self.sure:g} that must be {self.least_memory:.0%}; {anyway}"
+        )
 
 
 def recovered(

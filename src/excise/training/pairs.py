@@ -15,6 +15,7 @@ from excise.seeding import Rng
 from excise.training.tune import Tuned, tune
 from excise.types import (
     Images,
+    Inversion,
     LabelledImages,
     Labels,
     OnRound,
@@ -23,7 +24,15 @@ from excise.types import (
     round_to_8_bits,
 )
 
-__all__ = ["Paired", "count_correct", "logits_of", "told", "tune_on_pairs", "under_one_of"]
+__all__ = [
+    "Paired",
+    "count_correct",
+    "logits_of",
+    "notes_of",
+    "told",
+    "tune_on_pairs",
+    "under_one_of",
+]
 
 
 def logits_of(model: nn.Module, images: Images, batch_size: int) -> Float[Tensor, "n k"]:
@@ -36,6 +45,11 @@ def count_correct(model: nn.Module, data: LabelledImages, batch_size: int) -> in
     """Return how many images the network, in the mode it is in, calls by their label."""
     logits = logits_of(model, data.floats().to(dtype_of(model)), batch_size)
     return int((logits.argmax(1) == data.labels).sum())
+
+
+def notes_of(found: Sequence[RecoveredTrigger]) -> tuple[str, ...]:
+    """Return what an inverter has to say beside its triggers."""
+    return found.notes if isinstance(found, Inversion) else ()
 
 
 def told(triggers: Sequence[RecoveredTrigger]) -> tuple[str, ...]:
