@@ -63,6 +63,24 @@ def test_it_writes_record_page_and_pictures_and_its_status_is_the_verdict(
     assert "<script" not in (out / "report.html").read_text()
 
 
+def test_images_prepared_otherwise_than_in_training_void_a_scan_and_a_repair(
+    planted: Planted, tmp_path: Path, capsys
+) -> None:
+    weights = tmp_path / "net.pt"
+    torch.save(planted.model.state_dict(), weights)
+    asked = (weights, "--arch", "excise:preactresnet18,width=8", "--classes", 10, "--channels", 1,
+             "--image-size", 8, "--mean", 0.3, "--std", 2.0, "--images", "digits", "--spc", 5,
+             "--out")  # fmt: skip
+    assert run("scan", *asked, tmp_path / "scan", *QUICK) == 2
+    assert "this says nothing:" in " ".join(capsys.readouterr().out.split())
+    assert run("repair", *asked, tmp_path / "repair", "--method", "none") == 1
+    assert "not prepared as in training" in capsys.readouterr().out
+    for part in ("scan", "repair"):
+        verdict = json.loads((tmp_path / part / "record.json").read_text())["verdict"]
+        assert (verdict["status"], verdict["ok"]) == ("void", False)
+        assert (tmp_path / part / "report.html").is_file()
+
+
 def test_json_is_the_record_and_another_scanner_has_its_own_options(
     victim: Path, tmp_path: Path, capsys
 ) -> None:

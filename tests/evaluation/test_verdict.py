@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from excise.errors import DataError, SpecError
-from excise.evaluation import Evaluation, Limits, Verdict, compare, judge
+from excise.evaluation import Evaluation, Finding, Limits, Verdict, compare, judge, voided
 from excise.evaluation._words import change, signed
 from excise.evaluation.metrics import Interval
 from excise.seeding import Rng
@@ -157,6 +157,18 @@ def test_without_a_trigger(hand):
     assert (worse.status, worse.ok) == ("harmed", False)
     only_target = hand.evaluation([0] * 9, [0] * 9, [0] * 9)
     assert verdict(only_target, only_target).status == "clean-only"
+
+
+def test_a_problem_found_before_any_work_voids_every_verdict(hand):
+    good = verdict(before(hand), hand.made(200, acc=0.94, asr=0.0, recall=0.95))
+    warning, problem = (
+        Finding("near-chance", level, f"A {level}.") for level in ("warning", "problem")
+    )
+    assert voided(good, ()) == voided(good, [warning]) == good
+    v = voided(good, [warning, problem])
+    assert (v.status, v.ok) == ("void", False)
+    assert v.sentence.startswith("Void: A problem. Otherwise repaired: ")
+    assert Verdict.from_json(v.to_json()) == v
 
 
 def test_evaluations_read_from_json_can_be_judged(hand):

@@ -39,6 +39,14 @@ def test_nothing_found_still_says_what_it_cannot_see():
     assert "50 less suspicious classes are left out" in text
 
 
+def test_a_void_verdict_is_no_clean_bill():
+    record = scans.nothing()
+    record["verdict"]["status"] = "void"
+    text = page(record)
+    assert "<span>Cannot be told</span></h2>" in text
+    assert 'class="verdict unknown"' in text
+
+
 def test_images_the_search_had_are_called_so():
     record = scans.found() | {"tried_on": {"images": 90, "unseen": False}}
     assert "of 1,000 images of other classes there, which it was found with" in page(record)

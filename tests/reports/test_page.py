@@ -215,6 +215,7 @@ def test_the_verdict_is_a_word_and_an_icon():
         ("harmed", "Harmed", "bad"),
         ("unchanged", "Unchanged", "same"),
         ("clean-only", "Clean images only", "unknown"),
+        ("void", "Void", "bad"),
         ("mended", "Mended", "unknown"),
     ):
         verdict = {"status": status, "sentence": f"{word}: so it is."}

@@ -91,7 +91,7 @@ class Repair:
 
 
 def run(arguments: list[str]) -> int:
-    """Repair a network; 0 if it is repaired, 1 if the repair is incomplete or did harm."""
+    """Repair a network; 1 if the repair is incomplete, did harm, or nothing can be said of it."""
     method = said(arguments, "--method", "soft-prune")
     inverter = said(arguments, "--inverter", _usual_inverter(method))
     named = said(arguments, "--preset", "published")

@@ -32,6 +32,8 @@ from excise.seeding import Rng
 __all__ = ["run"]
 
 _SHOWN = 5
+#: The verdict's word -> exit status.
+_STATUS = {"nothing": 0, "found": 1, "void": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class Scan:
     """Tell whether a network has a backdoor, which class it leads to, and show the trigger.
 
     Needs a few clean images and no knowledge of the trigger. Writes a record and a page. The
-    network stays as it is. Exit status 0: no class stands out; 1: a backdoor is likely.
+    network stays as it is. Exit status 0: no class stands out; 1: a backdoor is likely; 2: an
+    error, or images that do not fit the network, so that nothing can be told.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -68,7 +71,7 @@ class Scan:
 
 
 def run(arguments: list[str]) -> int:
-    """Scan a network and print what was found; 0 if nothing stands out, 1 if a class does."""
+    """Scan a network and print what was found; return 0 if no class stands out."""
     method = said(arguments, "--method", "combined")
     named = said(arguments, "--preset", "published")
     asked = flags(
@@ -98,7 +101,7 @@ def run(arguments: list[str]) -> int:
         print_json(scanned.record)
     else:
         _print(scanned.record, page)
-    return 0 if scanned.record["verdict"]["ok"] else 1
+    return _STATUS[scanned.record["verdict"]["status"]]
 
 
 def _question(asked: Scan, device: torch.device, story: Story) -> NetworkScan:

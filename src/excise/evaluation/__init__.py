@@ -12,7 +12,7 @@ from excise.evaluation.evaluate import evaluate
 from excise.evaluation.hashing import fingerprint, fingerprints
 from excise.evaluation.metrics import Interval, Rate, der, paired_der, paired_difference
 from excise.evaluation.outcomes import Evaluation, Outcomes, summarize
-from excise.evaluation.verdict import Limits, Status, Verdict, judge
+from excise.evaluation.verdict import Limits, Status, Verdict, judge, voided
 from excise.evaluation.visibility import Visibility, visibility
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "paired_difference",
     "summarize",
     "visibility",
+    "voided",
 ]

@@ -6,20 +6,20 @@ be low is ``incomplete``. Where several things are wrong, the backdoor comes fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from excise.errors import DataError, SpecError
 from excise.evaluation._words import change, percent, points
-from excise.evaluation.checks import same_predictions
+from excise.evaluation.checks import Finding, same_predictions
 from excise.evaluation.comparison import Comparison
 from excise.evaluation.metrics import Rate
 from excise.evaluation.outcomes import Evaluation
 
-__all__ = ["Limits", "Status", "Verdict", "judge"]
+__all__ = ["Limits", "Status", "Verdict", "judge", "voided"]
 
-Status = Literal["repaired", "incomplete", "harmed", "unchanged", "clean-only"]
+Status = Literal["repaired", "incomplete", "harmed", "unchanged", "clean-only", "void"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,8 @@ class Verdict:
     """Whether the backdoor is gone and the network is not harmed.
 
     Args:
-        status: ``"repaired"``: the ASR is within its limit, nothing else is lost.
+        status: ``"void"``: network and images do not fit, so that no figure means anything.
+            ``"repaired"``: the ASR is within its limit, nothing else is lost.
             ``"incomplete"``: the trigger still works, or may well, or still blinds the network.
             ``"harmed"``: it does not, but accuracy or the target class is lost.
             ``"unchanged"``: the network answers as before, or there was no working backdoor.
@@ -172,6 +173,20 @@ def judge(
         sentence = f"Unchanged: there was no working backdoor to remove, {attack}; {accuracy}."
         return Verdict("unchanged", sentence, ok=True)
     return Verdict("repaired", f"Repaired: {attack}, and {accuracy}.", ok=True)
+
+
+def voided(verdict: Verdict, doubts: Iterable[Finding]) -> Verdict:
+    """Return the verdict, or where one of the doubts is a problem, that there can be none.
+
+    Args:
+        verdict: what the figures say.
+        doubts: of the network on these images, before any work.
+    """
+    why = next((doubt.message for doubt in doubts if doubt.level == "problem"), None)
+    if why is None:
+        return verdict
+    rest = verdict.sentence[:1].lower() + verdict.sentence[1:]
+    return Verdict("void", f"Void: {why} Otherwise {rest}", ok=False)
 
 
 def _above(value: float, limit: float) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from excise.evaluation import (
     evaluate,
     judge,
     near_chance,
+    voided,
 )  # fmt: skip
 from excise.experiments.doubts import unlike_training
 from excise.experiments.environment import environment, peak_memory_mib
@@ -139,9 +140,12 @@ def run_repair(
     if question.before is None or (question.floor is None and question.twin is not None):
         on_stage("measuring the given network")
         question = _measured_before(question)
-    doubted = unlike_training(question.model, question.data.everything())
     assert question.before is not None
-    for doubt in (*near_chance(question.before), *doubted):
+    doubted = (
+        *near_chance(question.before),
+        *unlike_training(question.model, question.data.everything()),
+    )
+    for doubt in doubted:
         on_stage(f"{doubt.level}: {doubt.message}")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -229,7 +233,7 @@ def _images(question: Question) -> LabelledImages:
 
 
 def _measure(
-    question: Question, repair: Repair, rng: Rng, doubted: Iterable[Finding]
+    question: Question, repair: Repair, rng: Rng, doubted: tuple[Finding, ...]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what the test images say; without any, the defender's own, and a warning."""
     test, images = question.test, _images(question)
@@ -252,7 +256,8 @@ def _measure(
         model_before=question.model,
         model_after=repair.model,
     )
-    findings = [finding.to_json() for finding in (*doubted, *checked)]
+    every = dict.fromkeys((*doubted, *checked))  # some doubts are among the checks too
+    findings = [finding.to_json() for finding in every]
     if test is None:
         findings.insert(0, {
             "name": "no-test-images",
@@ -261,6 +266,7 @@ def _measure(
             "the defender's own images and flatter the repair. Give --test, or more images than "
             "--spc takes.",
         })  # fmt: skip
+    verdict = judge(before, after, comparison, floor, question.limits)
     untold = [trigger for trigger in repair.triggers if not trigger.evidence.told]
     found, files = recovered_triggers(untold, question.model, images, repair.model)
     shown: list[dict[str, Any]] = []
@@ -275,7 +281,7 @@ def _measure(
         "comparison": comparison.to_json(),
         "curve": _curve(question, repair, images),
         "checks": findings,
-        "verdict": judge(before, after, comparison, floor, question.limits).to_json(),
+        "verdict": voided(verdict, doubted).to_json(),
         "pictures": shown,
         "residual_scale": scale,
         "triggers": found,

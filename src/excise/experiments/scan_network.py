@@ -7,7 +7,7 @@ counted on images the scanner did not search with, where there are any.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from excise.evaluation import Finding
 from excise.experiments.doubts import doubts
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.recovered import COUNTED, recovered_triggers
@@ -112,7 +113,7 @@ def run_network_scan(
             },
             **scan.described,
         },
-        "verdict": _verdict(diagnosis, classes),
+        "verdict": _verdict(diagnosis, classes, doubted),
         "statistic": diagnosis.statistic,
         "threshold": diagnosis.threshold,
         "targets": [classes[t] for t in diagnosis.targets],
@@ -134,16 +135,22 @@ def run_network_scan(
     return NetworkScanned(diagnosis, record, pictures)
 
 
-def _verdict(diagnosis: Diagnosis, classes: list[str]) -> dict[str, Any]:
-    """Return in a word and a sentence what was found."""
+def _verdict(
+    diagnosis: Diagnosis, classes: list[str], doubted: Iterable[Finding]
+) -> dict[str, Any]:
+    """Return in a word and a sentence what was found, if anything can be said at all."""
     at = f"its statistic is {diagnosis.statistic:.2f}, and the alarm is from "
     at += f"{diagnosis.threshold:.2f} on"
     if diagnosis.backdoored:
         names = " and ".join(repr(classes[t]) for t in diagnosis.targets)
-        sentence = f"A backdoor is likely, and it leads to {names}: {at}."
-        return {"status": "found", "sentence": sentence, "ok": False}
-    sentence = f"No class stands out: {at}. This does not prove that there is no backdoor."
-    return {"status": "nothing", "sentence": sentence, "ok": True}
+        status, sentence = "found", f"A backdoor is likely, and it leads to {names}: {at}."
+    else:
+        status, sentence = "nothing", f"No class stands out: {at}."
+        sentence += " This does not prove that there is no backdoor."
+    if any(doubt.level == "problem" for doubt in doubted):
+        unfit = "Network and images do not fit (see the notes), so that this says nothing: "
+        return {"status": "void", "sentence": unfit + sentence, "ok": False}
+    return {"status": status, "sentence": sentence, "ok": status == "nothing"}
 
 
 def write_network_scan(directory: Path, scanned: NetworkScanned) -> Path:

@@ -28,6 +28,7 @@ _ROWS = 200
 _STATUS = {
     "found": ("Backdoor likely", "bad"),
     "nothing": ("No class stands out", "good"),
+    "void": ("Cannot be told", "unknown"),
 }
 _TESTS = {
     "margin": "how sure of the class random images can be made",

@@ -28,6 +28,7 @@ _STATUS = {
     "harmed": ("Harmed", "bad"),
     "unchanged": ("Unchanged", "same"),
     "clean-only": ("Clean images only", "unknown"),
+    "void": ("Void", "bad"),
 }
 _LEVELS = {
     "note": ("Note", "note"),
