@@ -262,7 +262,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "defense", "soft-prune", "cuts filters in part, by the gradient of unlearning; ours",
-        "", "experimental", "excise.defenses.soft_prune:SoftPrune", lowers_asr=True, version=2,
+        "", "experimental", "excise.defenses.soft_prune:SoftPrune", lowers_asr=True, version=3,
     ),
     Method(
         "defense", "clp", "prunes the channels whose Lipschitz bound stands out; needs no image",

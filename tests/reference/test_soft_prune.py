@@ -8,7 +8,7 @@ from torch import nn
 
 from excise.defenses import SoftPrune
 from excise.seeding import Rng
-from excise.training.pairs import under_one_of
+from excise.training.pairs import led_astray, under_one_of
 from excise.types import (
     DefenderData,
     Edit,
@@ -70,12 +70,14 @@ def test_the_loss_of_a_soft_answer_is_as_worked_by_hand() -> None:
 @pytest.mark.parametrize("grain", ["kernel", "filter"])
 @pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("penalty", [0.0, 0.0005])
+@pytest.mark.parametrize("astray", [0.0, 2.0])
 def test_the_first_step_lowers_the_gates_whose_gradient_is_positive(
-    network, data, grain, share, penalty
+    network, data, grain, share, penalty, astray
 ) -> None:
     method = SoftPrune(
         inverter=Given(darker), steps=1, batch_size=6, learning_rate=RATE, label_share=share,
-        grain=grain, boost=1.0, clean_weight=4.0, penalty=penalty,
+        grain=grain, boost=1.0, clean_weight=4.0, target_weight=astray,
+        penalty=penalty,
     )  # fmt: skip
     repaired = method.repair(network, data, Rng(0)).model
 
@@ -100,6 +102,9 @@ def test_the_first_step_lowers_the_gates_whose_gradient_is_positive(
         -weight * (wanted * gated(images).log_softmax(1)).sum(1).mean()
         for weight, images in ((4.0, x), (1.0, darker(x)))
     ) + penalty * sum((1 - gate).sum() for gate in gates)
+    # Class 0 is where the trigger leads.
+    other = 1 - gated(darker(x)).softmax(1)[:, 0]
+    total = total - astray * ((1 - wanted[:, 0]) * other.log()).mean()
     for index, gradient in zip((0, 2), torch.autograd.grad(total, gates), strict=True):
         # Adam's first step is the rate, downhill; a gate never exceeds 1.
         sure = gradient.abs() > 1e-5
@@ -117,7 +122,7 @@ def test_a_trigger_that_was_found_is_made_stronger_and_one_that_was_told_is_not(
     for told in (False, True):
         triggers = [RecoveredTrigger(darker, 0, Evidence(told=told))]
         generator = torch.Generator().manual_seed(0)
-        changed = under_one_of(triggers, images, generator, boost=2.0)[:, 0, 0, 0]
+        changed = under_one_of(triggers, images, generator, boost=2.0)[0][:, 0, 0, 0]
         if told:
             assert torch.equal(changed, torch.full_like(changed, 0.4))
         else:  # 0.8 − 0.4 s, s from 1 to 2: evenly from 0.4 down to 0
@@ -129,11 +134,51 @@ def test_a_trigger_that_was_found_is_made_stronger_and_one_that_was_told_is_not(
 def test_every_image_gets_one_of_the_triggers() -> None:
     images = torch.full((300, 1, 2, 2), 0.8, dtype=torch.float64)
     triggers = [RecoveredTrigger(t, 0, Evidence(told=True)) for t in (darker, inverted)]
-    changed = under_one_of(triggers, images, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    changed = under_one_of(triggers, images, torch.Generator().manual_seed(0))[0][:, 0, 0, 0]
     dark = (changed - 0.4).abs() < 1e-9
     bright = (changed - 0.2).abs() < 1e-9
     assert bool((dark | bright).all())
     assert 120 < int(dark.sum()) < 180
+
+
+def test_all_gates_together_cost_no_more_than_the_total(network, data) -> None:
+    def gates(**fields):
+        method = SoftPrune(inverter=Given(inverted), steps=10, batch_size=6, **fields)
+        return method.repair(network, data, Rng(0)).model[0].weight
+
+    free, held = gates(penalty=0.0), gates(penalty=0.5)
+    assert not torch.equal(free, held)
+    # 24 kernels
+    assert torch.equal(gates(penalty=0.5, total_penalty=0.0), free)
+    assert torch.equal(gates(penalty=9.0, total_penalty=12.0), held)
+
+
+def test_what_leads_astray_is_as_worked_by_hand() -> None:
+    # p = (¾, ¼), q = (½, ½), t = 0: −½ ln ¼ = .6931; t = 1: −½ ln ¾ = .1438; no class: 0
+    logits = torch.tensor([[3.0, 1.0]] * 3, dtype=torch.float64).log()
+    wanted, leads = torch.full((3, 2), 0.5, dtype=torch.float64), torch.tensor([0, 1, -1])
+    found = [led_astray(logits[i : i + 1], wanted[:1], leads[i : i + 1]).item() for i in range(3)]
+    assert found == pytest.approx([0.6931, 0.1438, 0.0], abs=1e-4)
+    assert led_astray(logits, wanted, leads).item() == pytest.approx(0.8370 / 3, abs=1e-4)
+
+
+def test_an_image_that_is_certain_to_be_led_astray_still_has_a_slope() -> None:
+    logits = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    wanted = torch.tensor([[0.0, 1.0, 0.0]])
+    led_astray(logits, wanted, torch.tensor([0])).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 0].item() == pytest.approx(1.0, abs=1e-4)
+    nowhere = led_astray(logits, wanted, torch.tensor([-1]))
+    assert nowhere.item() == 0
+
+
+def test_each_image_is_told_where_its_trigger_leads() -> None:
+    images = torch.full((50, 1, 2, 2), 0.8)
+    triggers = [RecoveredTrigger(darker, 2), RecoveredTrigger(inverted)]
+    changed, leads = under_one_of(triggers, images, torch.Generator().manual_seed(0))
+    assert set(leads.tolist()) == {-1, 2}
+    dark = (changed[:, 0, 0, 0] - 0.4).abs() < 1e-6
+    assert torch.equal(leads == 2, dark)
 
 
 def test_only_the_strongest_triggers_are_unlearned(network, data) -> None:

@@ -27,6 +27,7 @@ from excise.types import (
 __all__ = [
     "Paired",
     "count_correct",
+    "led_astray",
     "logits_of",
     "notes_of",
     "told",
@@ -63,7 +64,7 @@ def under_one_of(
     generator: torch.Generator,
     *,
     boost: float = 1.0,
-) -> Images:
+) -> tuple[Images, Labels]:
     """Return every image under one of the triggers, drawn for it; not rounded to 8 bits.
 
     Args:
@@ -72,6 +73,9 @@ def under_one_of(
         generator: draws which trigger, and how strong it is.
         boost: the change of a trigger that was found, not told, is multiplied by up to as much: an
             inverted trigger is the weakest that works.
+
+    Returns:
+        The images, and of each the class its trigger leads to; -1 where the trigger names none.
     """
     draw = torch.rand(2, len(images), generator=generator, device=images.device, dtype=images.dtype)
     which, strength = (draw[0] * len(triggers)).long(), 1 + (boost - 1) * draw[1]
@@ -85,7 +89,25 @@ def under_one_of(
         changed[index] = (
             under if trigger.evidence.told else (some + by * (under - some)).clamp(0, 1)
         )
-    return changed.contiguous(memory_format=torch.channels_last)
+    leads = torch.tensor([-1 if t.target is None else t.target for t in triggers])
+    return changed.contiguous(memory_format=torch.channels_last), leads.to(images.device)[which]
+
+
+def led_astray(logits: Tensor, wanted: Tensor, leads: Labels) -> Tensor:
+    """Return mean −(1 − q_t) log(1 − p_t): how much a trigger still leads to its class t.
+
+    Args:
+        logits: ``(n, k)`` of images under a trigger; p is their softmax.
+        wanted: q, ``(n, k)``, what the images show without it.
+        leads: t of each image; -1: it does not count, but in n.
+    """
+    known = leads >= 0
+    if not known.any():
+        return logits.new_zeros(())
+    classes = leads[known, None]
+    # log(1 − p_t) as the other classes' log-sum: near p_t = 1 nothing is lost to rounding.
+    others = logits[known].log_softmax(1).scatter(1, classes, -torch.inf).logsumexp(1)
+    return -((1 - wanted[known].gather(1, classes).squeeze(1)) * others).sum() / len(logits)
 
 
 @dataclass(frozen=True, eq=False)
