@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -38,6 +38,7 @@ __all__ = [
     "Images",
     "Inversion",
     "Inverter",
+    "Labelled",
     "LabelledImages",
     "Labels",
     "OnRound",
@@ -78,6 +79,28 @@ def round_to_8_bits(images: Images) -> Images:
     Poisoning and evaluation use it, so that what is measured is what a picture file carries.
     """
     return images.clamp(0, 1).mul(255).round_().div_(255)
+
+
+class Labelled(Protocol):
+    """Labeled images, decoded or not: what a draw by class looks at."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image, ``(n,)`` int64."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class."""
+        ...
+
+    def counts(self) -> list[int]:
+        """Return how many images each class has."""
+        ...
+
+    def subset(self, index: Tensor) -> Self:
+        """Return the images at ``index``, in that order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from torch import nn
 
 from excise.attacks import Victim, save_victim
 from excise.cli import COMMANDS, main
-from excise.data import load_data, to_png
+from excise.data import listing, load_data, to_png
+from excise.data.decode import decode
 from excise.models import build_model
 from excise.seeding import Rng
 from excise.testing import Planted
@@ -61,6 +62,25 @@ def folder(tmp_path: Path) -> Path:
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def test_of_a_large_folder_only_what_is_drawn_or_measured_on_is_decoded(
+    victim: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(pictures, count, **fields):
+        read.append(count)
+        return decode(pictures, count, **fields)
+
+    monkeypatch.setattr(listing, "decode", counted)
+    out = tmp_path / "out"
+    asked = ("repair", victim, "--images", folder, "--spc", 4, "--method", "none", "--out", out)
+    run(*asked, "--test-images", 30)
+    record = json.loads((out / "record.json").read_text())
+    assert record["before"]["n"] == 30
+    assert sum(read) == 4 * 10 + 30
+    assert run(*asked, "--overwrite", "--test-images", 0) == 2
 
 
 # --- what it writes -------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""A network and the images its defender may have, and which are left when a sample is drawn."""
+"""A network and the images its defender may have, and which are left when a sample is drawn.
+
+Images are listed, drawn, and only then decoded: ten a class of a million are ten a class.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import torch
 
 from excise.commands.options import Given
 from excise.console import Story
-from excise.data import sample_positions
+from excise.data import Undecoded, sample_positions
 from excise.experiments.plant import pool_of
 from excise.models import Network, check_model, read_card
 from excise.seeding import Rng
 from excise.types import LabelledImages
 
-__all__ = ["left_over", "opened"]
+__all__ = ["evenly", "left_over", "opened"]
 
 
 def opened(
     given: Given, model: str, source: str, device: torch.device, story: Story
-) -> tuple[Network, Mapping[str, Any], LabelledImages, str]:
+) -> tuple[Network, Mapping[str, Any], Undecoded, str]:
     """Return a network, its card, the images the defender draws from, and where those come from.
 
     Raises:
@@ -30,17 +33,15 @@ def opened(
     """
     network = given.network(model).to(device)
     card = read_card(Path(model)) if Path(model).is_dir() else {}
-    images, order = given.images(network, source)
+    images, order = given.listed(network, source)
     story.stage(order)
     if not Path(model).is_dir() and given.mean is None and given.std is None:
         story.stage("no --mean and --std: the network is given images in [0, 1] as they are")
-    check_model(network, images.shape, images.num_classes)
+    check_model(network, network.input_shape, len(images.classes))
     return network, card, *_pool(source, images, card)
 
 
-def _pool(
-    source: str, images: LabelledImages, card: Mapping[str, Any]
-) -> tuple[LabelledImages, str]:
+def _pool(source: str, images: Undecoded, card: Mapping[str, Any]) -> tuple[Undecoded, str]:
     """Return the images the defender draws from, and in words where they come from.
 
     A victim's card says which training images it got; the defender draws from the others.
@@ -54,15 +55,26 @@ def _pool(
 
 
 def left_over(
-    images: LabelledImages,
+    images: Undecoded,
     spc: int | None,
     rng: Rng,
     *,
     validation_ratio: float = 0.1,
     paper_split: bool = False,
     needs_validation: bool = False,
+    most: int | None = None,
 ) -> LabelledImages | None:
-    """Return the images that a sample drawn in this way leaves; None if it takes them all."""
+    """Return the images that a sample drawn in this way leaves; None if it takes them all.
+
+    Args:
+        images: of which the sample is drawn.
+        spc: as the sample's, like the rest.
+        rng: the same.
+        validation_ratio: the same.
+        paper_split: the same.
+        needs_validation: the same.
+        most: at most so many, evenly chosen.
+    """
     left = torch.ones(len(images), dtype=torch.bool)
     for used in sample_positions(
         images,
@@ -73,4 +85,11 @@ def left_over(
         needs_validation=needs_validation,
     ):
         left[used] = False
-    return images.subset(left) if left.any() else None
+    return evenly(images.subset(left), most).load() if left.any() else None
+
+
+def evenly(images: Undecoded, most: int | None) -> Undecoded:
+    """Return at most so many images, evenly chosen; None: all."""
+    if most is None or most >= len(images):
+        return images
+    return images.subset(torch.linspace(0, len(images) - 1, most).round().long())

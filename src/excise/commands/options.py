@@ -15,7 +15,7 @@ import tyro
 from pydantic import ValidationError
 
 from excise.attacks import Drawn, load_backdoor
-from excise.data import describe_classes, has_test, load_images
+from excise.data import Undecoded, describe_classes, has_test, list_images
 from excise.errors import DataError, SpecError, nearest
 from excise.models import Network, load_model, read_card
 from excise.registry import build, find, parse, spec_error
@@ -194,6 +194,17 @@ class Given:
     ) -> tuple[LabelledImages, str]:
         """Load images as the network takes them; return them and how classes meet outputs.
 
+        Raises:
+            DataError: the classes do not match the outputs.
+        """
+        listed, order = self.listed(network, source, split)
+        return listed.load(), order
+
+    def listed(
+        self, network: Network, source: str, split: Literal["train", "test"] = "train"
+    ) -> tuple[Undecoded, str]:
+        """List images, to be read as the network takes them, and say how classes meet outputs.
+
         The order of classes comes from ``class_map``, else from the network's own class names,
         else from the sorted names of the folders, which the returned sentence states.
 
@@ -204,7 +215,7 @@ class Given:
         # A weights file of which only the number of classes was said has no names of its own.
         nameless = self.arch is not None and (self.classes is None or self.classes.isdecimal())
         names = self.class_map or (None if nameless else network.classes)
-        images = load_images(
+        images = list_images(
             source,
             classes=names,
             size=(height, width),
@@ -212,10 +223,10 @@ class Given:
             split=split,
             root=self.data_root,
         )
-        if images.num_classes != len(network.classes):
+        if len(images.classes) != len(network.classes):
             raise DataError(
                 f"images of {len(network.classes)} classes, like the network's outputs",
-                got=f"{images.num_classes} classes in {source}",
+                got=f"{len(images.classes)} classes in {source}",
                 remedy="Give --class-map FILE.json: folder names in the order of the outputs, or "
                 "{folder: output}.",
             )

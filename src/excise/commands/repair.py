@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import left_over, opened
+from excise.commands.defender import evenly, left_over, opened
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -24,7 +24,7 @@ from excise.commands.options import (
     said,
 )
 from excise.console import Story
-from excise.data import defender_data
+from excise.data import Undecoded, defender_data
 from excise.errors import SpecError
 from excise.evaluation import Limits
 from excise.experiments.repair import Question, run_repair, write_outcome
@@ -56,6 +56,8 @@ class Repair:
     """Samples per class, validation included; default: all the images."""
     test: str | None = None
     """Images the repair never sees; default: the test part of --images, else what --spc leaves."""
+    test_images: int | None = None
+    """At most so many of them, evenly chosen; default: all."""
     out: Path = Path("repaired")
     """Directory of the repaired bundle, the record and the page."""
     twin: Path | None = None
@@ -199,13 +201,19 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     )
 
 
-def _test_images(asked: Repair, network: Network, mine: LabelledImages) -> LabelledImages | None:
+def _test_images(asked: Repair, network: Network, mine: Undecoded) -> LabelledImages | None:
     """Return the test images asked for, or the source's own, or what the sample leaves."""
+    if asked.test_images is not None and asked.test_images < 1:
+        raise SpecError(
+            "--test-images of at least 1",
+            got=str(asked.test_images),
+            remedy="Leave it out for all.",
+        )
     source = asked.test or asked.images
-    if asked.given.has_test(source):
-        return asked.given.images(network, source, "test")[0]
-    if asked.test is not None:
-        return asked.given.images(network, asked.test)[0]
+    if asked.test is not None or asked.given.has_test(source):
+        split: Literal["train", "test"] = "test" if asked.given.has_test(source) else "train"
+        listed, _ = asked.given.listed(network, source, split)
+        return evenly(listed, asked.test_images).load()
     return left_over(
         mine,
         asked.spc,
@@ -213,6 +221,7 @@ def _test_images(asked: Repair, network: Network, mine: LabelledImages) -> Label
         validation_ratio=asked.validation_ratio,
         paper_split=asked.paper_split,
         needs_validation=True,
+        most=asked.test_images,
     )
 
 

@@ -24,6 +24,7 @@ from excise.commands.options import (
 )
 from excise.console import Story
 from excise.data import defender_data
+from excise.experiments.recovered import COUNTED
 from excise.experiments.scan_network import NetworkScan, run_network_scan, write_network_scan
 from excise.registry import build
 from excise.reports.formats import clean as printable
@@ -112,7 +113,7 @@ def _question(asked: Scan, device: torch.device, story: Story) -> NetworkScan:
         model=network,
         scanner=asked.options,
         data=data.to(device),
-        unseen=left_over(mine, asked.spc, rng),
+        unseen=left_over(mine, asked.spc, rng, most=2 * COUNTED),
         seed=asked.seed,
         described={
             "spc": asked.spc,

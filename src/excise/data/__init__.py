@@ -6,11 +6,13 @@
     images = load_images("my/folder", classes=["cat", "dog"])     # or your own pictures
     split = split_pool(data.train, 25_000, Rng(0))                # the victim's, the defender's
     defender = defender_data(split.pool, spc=10, rng=Rng(0))      # 9 + 1 of each class
+    defender_data(list_images("my/million"), spc=10, rng=Rng(0))  # only these are decoded
 """
 
 from excise.data.classes import describe_classes
 from excise.data.decode import SkippedPicturesWarning
-from excise.data.images import load_images
+from excise.data.images import list_images, load_images
+from excise.data.listing import Undecoded
 from excise.data.loose import Pictures, read_folder
 from excise.data.pictures import read_picture, to_png
 from excise.data.sources import DataSet, has_test, load_data
@@ -28,9 +30,11 @@ __all__ = [
     "Pictures",
     "PoolSplit",
     "SkippedPicturesWarning",
+    "Undecoded",
     "defender_data",
     "describe_classes",
     "has_test",
+    "list_images",
     "load_data",
     "load_images",
     "read_folder",

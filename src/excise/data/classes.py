@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import DataError, nearest
-from excise.types import LabelledImages
+from excise.types import Labelled
 
 __all__ = ["ClassMap", "Names", "class_map", "describe_classes"]
 
@@ -57,11 +57,11 @@ def class_map(found: Sequence[str] | None, given: Names) -> ClassMap:
     return ClassMap(classes, tuple(outputs[name] for name in found))
 
 
-def describe_classes(images: LabelledImages, *, given: bool = False) -> str:
+def describe_classes(images: Labelled, *, given: bool = False) -> str:
     """Return which class stands for which output, one line each, for a person to check.
 
     Args:
-        images: what :func:`excise.data.load_images` returned.
+        images: what :func:`excise.data.load_images` or ``list_images`` returned.
         given: whether the caller stated the order (``classes=``).
     """
     names = images.classes

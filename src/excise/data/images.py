@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from excise.data.classes import Names, class_map
 from excise.data.decode import Channels, Size, as_size
-from excise.data.listing import Reading, spread
+from excise.data.listing import Reading, Undecoded, spread
 from excise.data.sources import list_source
 from excise.errors import DataError
 from excise.types import LabelledImages
 
-__all__ = ["load_images"]
+__all__ = ["list_images", "load_images"]
 
 #: ITU-R 601 luma, which Pillow uses too when it turns color into gray.
 _LUMA = (0.299, 0.587, 0.114)
@@ -63,8 +63,7 @@ def load_images(
         DataError: nothing there, damaged pictures, sizes that differ without ``size``, or
             classes that do not match.
     """
-    if split not in ("train", "test"):
-        raise DataError("split 'train' or 'test'", got=repr(split), remedy="Choose one.")
+    _check_split(split)
     if isinstance(source, str | Path):
         if labels is not None:
             raise DataError(
@@ -72,15 +71,16 @@ def load_images(
                 got=f"labels and the source {str(source)!r}",
                 remedy="A source brings its own labels; leave them out.",
             )
-        splits = list_source(source, root)
-        listing = splits.train if split == "train" else splits.test
-        if listing is None:
-            raise DataError(
-                f"a test split in {str(source)!r}",
-                got="training images only",
-                remedy="Use split='train', or add a folder or files named test.",
-            )
-        return listing.mapped(classes).load(Reading(size, channels, limit, skip_unreadable))
+        return list_images(
+            source,
+            classes=classes,
+            size=size,
+            channels=channels,
+            split=split,
+            limit=limit,
+            skip_unreadable=skip_unreadable,
+            root=root,
+        ).load()
     if labels is None and isinstance(source, tuple | list) and len(source) == 2:
         source, labels = source
     if labels is None:
@@ -92,6 +92,40 @@ def load_images(
     return _from_tensors(
         _tensor(source, "images"), _tensor(labels, "labels"), classes, size, channels, limit
     )
+
+
+def list_images(
+    source: str | Path,
+    *,
+    classes: Names | None = None,
+    size: Size | None = None,
+    channels: Channels | None = None,
+    split: Literal["train", "test"] = "train",
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    root: str | Path | None = None,
+) -> Undecoded:
+    """List the images of a folder or data source without decoding any.
+
+    From a million pictures ten a class can be drawn, and those alone are read:
+    :func:`excise.data.defender_data` takes what this returns. The arguments, and the errors that
+    need no picture, are those of :func:`load_images`.
+    """
+    _check_split(split)
+    splits = list_source(source, root)
+    listing = splits.train if split == "train" else splits.test
+    if listing is None:
+        raise DataError(
+            f"a test split in {str(source)!r}",
+            got="training images only",
+            remedy="Use split='train', or add a folder or files named test.",
+        )
+    return listing.mapped(classes).read(Reading(size, channels, limit, skip_unreadable))
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
+        raise DataError("split 'train' or 'test'", got=repr(split), remedy="Choose one.")
 
 
 def _from_tensors(

@@ -13,7 +13,7 @@ from excise.data.decode import Channels, Encoded, Size, decode
 from excise.errors import DataError
 from excise.types import LabelledImages
 
-__all__ = ["Listing", "Reading", "Splits", "paired", "spread"]
+__all__ = ["Listing", "Reading", "Splits", "Undecoded", "paired", "spread"]
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,65 @@ class Listing:
             )
         return replace(self, labels=output[self.labels], classes=mapping.classes, named=True)
 
+    def read(self, reading: Reading) -> Undecoded:
+        """Return the pictures as they are to be read, none of them decoded yet."""
+        return Undecoded(self, reading, spread(self.labels, reading.limit))
+
     def load(self, reading: Reading) -> LabelledImages:
         """Decode the pictures."""
-        index = spread(self.labels, reading.limit)
+        return self.read(reading).load()
+
+
+@dataclass(frozen=True, eq=False)
+class Undecoded:
+    """Labeled pictures none of which is decoded yet: few are drawn from many before any is read.
+
+    Args:
+        listing: of the whole split.
+        reading: how they are to be decoded.
+        index: ``(n,)`` positions in the listing.
+    """
+
+    listing: Listing
+    reading: Reading
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each picture, ``(n,)`` int64."""
+        return self.listing.labels[self.index]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return self.listing.classes
+
+    def counts(self) -> list[int]:
+        """Return how many pictures each class has."""
+        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+    def subset(self, index: Tensor) -> Undecoded:
+        """Return the pictures at ``index`` (integers or a mask), in that order."""
+        return replace(self, index=self.index[index])
+
+    def load(self) -> LabelledImages:
+        """Decode the pictures.
+
+        Raises:
+            DataError: damaged pictures, or such as do not fit together.
+        """
         images, kept = decode(
-            self.pictures(index.tolist()),
-            len(index),
-            size=reading.size,
-            channels=reading.channels,
-            skip_unreadable=reading.skip_unreadable,
+            self.listing.pictures(self.index.tolist()),
+            len(self.index),
+            size=self.reading.size,
+            channels=self.reading.channels,
+            skip_unreadable=self.reading.skip_unreadable,
         )
-        labels = self.labels[index][torch.tensor(kept)]
-        return LabelledImages(images, labels, self.classes, self.mirror)
+        labels = self.labels[torch.tensor(kept)]
+        return LabelledImages(images, labels, self.classes, self.listing.mirror)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from excise.data.listing import Undecoded
 from excise.errors import DataError
 from excise.seeding import Rng
-from excise.types import DefenderData, LabelledImages
+from excise.types import DefenderData, Labelled, LabelledImages
 
 __all__ = [
     "PoolSplit",
+    "decoded",
     "defender_data",
     "sample_positions",
     "spc_counts",
@@ -29,8 +32,11 @@ Positions = Int64[Tensor, "n"]
 _SHOWN = 5
 
 
+T = TypeVar("T", bound=Labelled)
+
+
 @dataclass(frozen=True, eq=False)
-class PoolSplit:
+class PoolSplit(Generic[T]):
     """Training images shared out between a victim and the pool a defender draws from.
 
     Args:
@@ -40,13 +46,13 @@ class PoolSplit:
         pool_index: the other positions, ascending.
     """
 
-    victim: LabelledImages
-    pool: LabelledImages
+    victim: T
+    pool: T
     victim_index: Positions
     pool_index: Positions
 
 
-def split_pool(train: LabelledImages, victim_images: int | float, rng: Rng) -> PoolSplit:
+def split_pool(train: T, victim_images: int | float, rng: Rng) -> PoolSplit[T]:
     """Share training images out between the victim and the defender's pool.
 
     Args:
@@ -62,8 +68,8 @@ def split_pool(train: LabelledImages, victim_images: int | float, rng: Rng) -> P
 
 
 def split_off(
-    images: LabelledImages, amount: int | float, rng: Rng, name: str = "split"
-) -> tuple[LabelledImages, LabelledImages, Positions]:
+    images: T, amount: int | float, rng: Rng, name: str = "split"
+) -> tuple[T, T, Positions]:
     """Take some images off, each class in proportion.
 
     Args:
@@ -127,7 +133,7 @@ def spc_counts(
 
 
 def sample_positions(
-    images: LabelledImages,
+    images: Labelled,
     *,
     spc: int | None,
     rng: Rng,
@@ -167,7 +173,7 @@ def sample_positions(
 
 
 def defender_data(
-    images: LabelledImages,
+    images: LabelledImages | Undecoded,
     *,
     spc: int | None,
     rng: Rng,
@@ -181,7 +187,8 @@ def defender_data(
     Sampling is without replacement, by true label, over all classes.
 
     Args:
-        images: where to draw from; never test images.
+        images: where to draw from; never test images. Of what :func:`excise.data.list_images`
+            returns only those that are drawn are decoded.
         spc: samples per class, validation included. None: all the given images, each class
             split by ``validation_ratio`` (``paper_split`` then changes nothing).
         rng: decides which; the draw is named ``"sample"``.
@@ -202,16 +209,20 @@ def defender_data(
         paper_split=paper_split,
         needs_validation=needs_validation,
     )
-    return DefenderData(
-        images.subset(train), images.subset(validation) if needs_validation else None, pool
-    )
+    held = decoded(images.subset(validation)) if needs_validation else None
+    return DefenderData(decoded(images.subset(train)), held, pool)
+
+
+def decoded(images: LabelledImages | Undecoded) -> LabelledImages:
+    """Return images in memory; such as are there already, as they are."""
+    return images.load() if isinstance(images, Undecoded) else images
 
 
 def _split(
-    images: LabelledImages, amount: int | float, rng: Rng, name: str
+    images: Labelled, amount: int | float, rng: Rng, name: str
 ) -> tuple[Positions, Positions]:
     """Return the positions that stay and those that are taken, each ascending."""
-    total = len(images)
+    total = len(images.labels)
     count = -1  # of an amount out of range, NaN included
     if not isinstance(amount, float):
         count = amount
@@ -256,7 +267,7 @@ def _check_ratio(ratio: float) -> None:
         )
 
 
-def _check_enough(images: LabelledImages, least: int) -> None:
+def _check_enough(images: Labelled, least: int) -> None:
     short = [
         (name, n) for name, n in zip(images.classes, images.counts(), strict=True) if n < least
     ]

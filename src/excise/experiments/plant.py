@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,9 +23,11 @@ from excise.models import build_model, device_of, read_card
 from excise.registry import spec_of
 from excise.seeding import Rng
 from excise.training import Recipe
-from excise.types import AllToOne, Attack, LabelledImages, OnRound, ignore_round
+from excise.types import AllToOne, Attack, Labelled, LabelledImages, OnRound, ignore_round
 
 __all__ = ["Planting", "plant", "pool_of", "train_victim"]
+
+T = TypeVar("T", bound=Labelled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Planting:
         }
 
 
-def pool_of(train: LabelledImages, seed: int, victim_images: int | float) -> PoolSplit:
+def pool_of(train: T, seed: int, victim_images: int | float) -> PoolSplit[T]:
     """Return which training images the victim of ``seed`` gets, and which it never sees."""
     return split_pool(train, victim_images, Rng(seed).child("split"))
 
