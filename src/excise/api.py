@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,11 +12,13 @@ from excise.data import defender_data, load_images
 from excise.defenses import SoftPrune
 from excise.detection import CombinedScan
 from excise.errors import SpecError
+from excise.experiments.doubts import doubts
 from excise.inversion import Combined
 from excise.models import check_model, device_of
 from excise.registry import Kind
 from excise.seeding import Rng
 from excise.types import (
+    DefenderData,
     Defense,
     Detector,
     Diagnosis,
@@ -49,6 +53,7 @@ def scan(
     Returns:
         Whether it is (``.backdoored``), which class it leads to (``.targets``), how suspicious each
         class is (``.per_class``), recovered triggers (``.triggers``) and remarks (``.notes``).
+        Where the images do not fit the network the first remark says so, and a warning.
 
     Raises:
         DataError: images or labels do not fit, or too few classes.
@@ -66,9 +71,11 @@ def scan(
         rng=rng.child("sample"),
         needs_validation=False,
         pool="the images given",
-    )
+    ).to(device_of(model))
     scanner = CombinedScan() if method is None else method
-    return scanner.scan(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)
+    said = _doubts(model, data)
+    found = scanner.scan(model, data, rng.child("method"), on_round=on_round)
+    return replace(found, notes=(*said, *found.notes))
 
 
 def repair(
@@ -97,7 +104,8 @@ def repair(
 
     Returns:
         The repaired network (``.model``), what was cut (``.edits``), one row a round
-        (``.history``), what was assumed (``.assumed``) and remarks (``.notes``).
+        (``.history``), what was assumed (``.assumed``) and remarks (``.notes``). Where the images
+        do not fit the network the first remark says so, and a warning.
 
     Raises:
         DataError: images, labels or their number do not fit.
@@ -116,9 +124,19 @@ def repair(
         validation_ratio=validation_ratio,
         paper_split=paper_split,
         pool="the images given",
-    )
+    ).to(device_of(model))
     method = SoftPrune(inverter=Combined()) if method is None else method
-    return method.repair(model, data.to(device_of(model)), rng.child("method"), on_round=on_round)
+    said = _doubts(model, data)
+    done = method.repair(model, data, rng.child("method"), on_round=on_round)
+    return replace(done, notes=(*said, *done.notes))
+
+
+def _doubts(model: nn.Module, data: DefenderData) -> tuple[str, ...]:
+    """Return why nothing said of this network on these images may be relied on; warn of it too."""
+    found = [one.message for one in doubts(model, data.everything()) if one.level == "problem"]
+    for message in found:
+        warnings.warn(message, stacklevel=3)
+    return tuple(found)
 
 
 def _check_method(kind: Kind, verb: str, method: object) -> None:

@@ -10,7 +10,9 @@ from torch import nn
 
 import excise
 from excise.defenses import CLP
+from excise.detection import MMBD
 from excise.errors import SpecError
+from excise.testing import Planted
 
 pytestmark = pytest.mark.fast
 
@@ -29,3 +31,15 @@ def test_what_is_no_method_is_refused(front: Any, kind: str, method: object) -> 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     with pytest.raises(SpecError, match=rf"expected a {kind} with its settings.*excise list"):
         front(model, CLEAN, method=method)
+
+
+def test_a_network_prepared_otherwise_than_in_training_is_warned_of(planted: Planted) -> None:
+    images, quick = planted.data.everything(), {"starts": 2, "steps": 4}
+    model = planted.network()
+    assert not any("prepared" in n for n in excise.scan(model, images, method=MMBD(**quick)).notes)
+    model.normalize.std.fill_(8.0)
+    for front, method in ((excise.scan, MMBD(**quick)), (excise.repair, CLP())):
+        with pytest.warns(UserWarning) as warned:  # at chance, too
+            found = front(model, images, method=method)
+        assert "not prepared as in training" in str(warned[-1].message)
+        assert any("not prepared as in training" in note for note in found.notes)
