@@ -39,7 +39,7 @@ def test_a_network_prepared_otherwise_than_in_training_is_warned_of(planted: Pla
     assert not any("prepared" in n for n in excise.scan(model, images, method=MMBD(**quick)).notes)
     model.normalize.std.fill_(8.0)
     for front, method in ((excise.scan, MMBD(**quick)), (excise.repair, CLP())):
-        with pytest.warns(UserWarning) as warned:  # at chance, too
+        with pytest.warns(UserWarning, match="Check") as warned:  # at chance, too
             found = front(model, images, method=method)
         assert "not prepared as in training" in str(warned[-1].message)
         assert any("not prepared as in training" in note for note in found.notes)
