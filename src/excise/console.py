@@ -79,7 +79,7 @@ class Story:
     def _place(row: Row) -> str:
         kind = next((kind for kind in _COUNTED if kind in row), None)
         where = f", {row['layer']} filter {row['index']}" if "layer" in row else ""
-        of = f" of {row['epochs']}" if kind == "epoch" and "epochs" in row else ""
+        of = f" of {row[f'{kind}s']}" if f"{kind}s" in row else ""
         number = f"{kind} {row[kind]}{of}{where}" if kind else ""
         return ", ".join(part for part in (str(row.get("stage", "")), number) if part)
 

@@ -173,8 +173,8 @@ class ClasswiseSearch(ABC):
                 equal = equal or self._sizes(images, kept, race)
                 race.drop(self.keep)
             on_round({
-                "stage": "search", "round": number, "searching": len(searching),
-                "left": len(race.left), "found": len(race.found()),
+                "stage": "search", "round": number, "rounds": self.rounds,
+                "searching": len(searching), "left": len(race.left), "found": len(race.found()),
             })  # fmt: skip
         sizes = equal or self._sizes(images, kept, race)
         return Searched({t: self.trigger(kept[t].clone()) for t in race.found()}, tuple(sizes))

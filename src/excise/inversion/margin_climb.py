@@ -81,7 +81,9 @@ class MarginClimb:
             before[climbing] = total
             # Infinity / infinity, of the first step, compares false with everything.
             climbing = climbing[~(change < self.tolerance)]
-            on_round({"stage": "climb", "step": step, "climbing": len(climbing)})
+            on_round({
+                "stage": "climb", "step": step, "steps": self.steps, "climbing": len(climbing),
+            })  # fmt: skip
             if not len(climbing):
                 break
         if not reached.isfinite().all():

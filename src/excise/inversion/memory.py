@@ -178,5 +178,7 @@ def explaining(
                 break
             descend(optimizer, loss)
             fall.step()
-            on_round({"stage": "explain", "round": number, "left": left.item()})
+            on_round({
+                "stage": "explain", "round": number, "rounds": rounds, "left": left.item(),
+            })  # fmt: skip
     return kind.trigger(numbers.detach()[0])
