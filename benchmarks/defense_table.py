@@ -133,7 +133,8 @@ def setting(spec: Mapping[str, Any]) -> str:
         if all(agree):
             return preset
     changed = {k: v for k, v in spec.items() if k != "name" and not _default(v, fields.get(k, ""))}
-    return ", ".join(f"{key}={value}" for key, value in changed.items())
+    # What differs only in fields it lacks was run before the method had them.
+    return ", ".join(f"{key}={value}" for key, value in changed.items()) or "an earlier form"
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -197,6 +197,9 @@ def test_a_table_of_defenses_names_presets_and_what_was_not_run(
     assert f"| clp | published | {cell} | not run | not run | not run |  |  | 12 | 900 |" in made
     assert "| ims | | not run | not run | not run | not run | | | | |" in made
     assert f"| lf | {cell} | not run |" in script.before(found)
+    old = record("clp", "published", "badnets")
+    del old["run"]["defense"]["u"]  # type: ignore[index]
+    assert f"| clp | an earlier form | {cell} |" in script.tables([old])
 
 
 def test_every_command_of_the_readme_exists() -> None:
