@@ -128,11 +128,11 @@ def repair(
     }
 
 
-def records() -> list[Record]:
-    """Return the records that were made with today's settings."""
+def records(*, today: bool = True) -> list[Record]:
+    """Return the records that were made with today's settings, or those that were not."""
     every = (json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json")))
     wanted = settings()
-    return [record for record in every if record["defense"] == wanted]
+    return [record for record in every if (record["defense"] == wanted) is today]
 
 
 def summary() -> str:
@@ -163,17 +163,7 @@ def tables() -> str:
         some = [r for r in found if (r["network"] in DEVELOPMENT) is wanted and r["after"]["asr"]]
         if not some:
             continue
-        lines += [
-            f"**{title}**", "",
-            "| victim | SPC | runs | before: ACC / ASR / RA | after: ACC / ASR / RA (worst ASR) | "
-            "twin's: ASR / RA | recall of the target | right class | DER |",
-            "|-|-|-|-|-|-|-|-|-|",
-        ]  # fmt: skip
-        keys = dict.fromkeys((r["network"], r["spc"]) for r in some)
-        for name, spc in sorted(keys):
-            lines.append(
-                row(name, spc, [r for r in some if (r["network"], r["spc"]) == (name, spc)])
-            )
+        lines += victims(title, some)
         for spc in BUDGETS:
             own = [r for r in some if r["spc"] == spc]
             if own:
@@ -184,6 +174,9 @@ def tables() -> str:
         if with_twin:
             lines += ["", "Points by which a goal is missed:", "", *against_goals(with_twin)]
         lines.append("")
+    old = [r for r in records(today=False) if r["after"]["asr"]]
+    if old:
+        lines += [*victims("An earlier form, not run again with today's", old), ""]
     clean = [r for r in found if not r["after"]["asr"]]
     if clean:
         lines += ["**Clean networks, repaired all the same**", "",
@@ -200,6 +193,20 @@ def tables() -> str:
         lines.append(f"| {name} | {spc} | {len(own)} | {cut} | {rate(own, 'before', 'acc')} | "
                      f"{rate(own, 'after', 'acc')} | {max(losses):.1f} |")  # fmt: skip
     return "\n".join(lines).rstrip()
+
+
+def victims(title: str, some: Sequence[Record]) -> list[str]:
+    """Return a table of victims, one row for each and each budget."""
+    lines = [
+        f"**{title}**", "",
+        "| victim | SPC | runs | before: ACC / ASR / RA | after: ACC / ASR / RA (worst ASR) | "
+        "twin's: ASR / RA | recall of the target | right class | DER |",
+        "|-|-|-|-|-|-|-|-|-|",
+    ]  # fmt: skip
+    for name, spc in sorted(dict.fromkeys((r["network"], r["spc"]) for r in some)):
+        own = [r for r in some if (r["network"], r["spc"]) == (name, spc)]
+        lines.append(row(name, spc, own))
+    return lines
 
 
 def audits() -> str:
