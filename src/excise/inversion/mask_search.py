@@ -134,7 +134,7 @@ class MaskSearch:
                 "stage": "search", "round": len(history) + 1, "searching": len(searching),
                 "found": len(found), **({"smallest": min(found)} if found else {}),
             })  # fmt: skip
-            on_round({**history[-1], "rounds": self.rounds})
+            on_round(history[-1])
         triggers = tuple(MaskedTrigger(*pair) for pair in zip(*kept, strict=True))
         return Found(triggers, tuple(p.best for p in penalties), tuple(history))
 

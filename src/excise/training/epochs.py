@@ -118,7 +118,7 @@ def train_epochs(
             history.append({"stage": stage, "epoch": epoch, "loss": recorded(mean)})
             if diverged:
                 model.load_state_dict(good)
-            on_round({**history[-1], "epochs": epochs})
+            on_round(history[-1])
             if diverged or enough(mean):
                 break
     model.eval()
