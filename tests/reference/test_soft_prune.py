@@ -16,7 +16,7 @@ from excise.types import (
     Inversion,
     LabelledImages,
     RecoveredTrigger,
-)  # fmt: skip
+)
 
 RATE = 0.02
 

@@ -13,13 +13,13 @@ import torch
 
 from excise.commands.options import Given
 from excise.console import Story
-from excise.data import Undecoded, sample_positions
+from excise.data import Undecoded, evenly, sample_positions
 from excise.experiments.plant import pool_of
 from excise.models import Network, check_model, read_card
 from excise.seeding import Rng
 from excise.types import LabelledImages
 
-__all__ = ["evenly", "left_over", "opened"]
+__all__ = ["left_over", "opened"]
 
 
 def opened(
@@ -86,10 +86,3 @@ def left_over(
     ):
         left[used] = False
     return evenly(images.subset(left), most).load() if left.any() else None
-
-
-def evenly(images: Undecoded, most: int | None) -> Undecoded:
-    """Return at most so many images, evenly chosen; None: all."""
-    if most is None or most >= len(images):
-        return images
-    return images.subset(torch.linspace(0, len(images) - 1, most).round().long())

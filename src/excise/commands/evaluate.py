@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
     with Story() as story:
         network = asked.given.network(asked.model).to(device)
         images, order = asked.given.images(
-            network, asked.images, "test" if asked.given.has_test(asked.images) else "train"
+            network, asked.images, asked.given.measured_split(asked.images)
         )
         story.stage(order)
         test = images.to(device)

@@ -64,10 +64,10 @@ def run(arguments: list[str]) -> int:
         for exhibit in exhibits:
             exhibit.victim.model.to(device)
         given = Given(data_root=asked.data_root)
-        split = "test" if given.has_test(asked.images) else "train"
+        split = given.measured_split(asked.images)
         first = exhibits[0].victim.model
         assert isinstance(first, Network)
-        test, order = given.images(first, asked.images, "test" if split == "test" else "train")
+        test, order = given.images(first, asked.images, split)
         story.stage(order)
         many = "1 victim" if len(exhibits) == 1 else f"{len(exhibits)} victims"
         story.stage(f"{many} on {asked.images}")

@@ -185,9 +185,9 @@ class Given:
             in_channels=self.channels,
         )
 
-    def has_test(self, source: str) -> bool:
-        """Return whether a source of images has a test part."""
-        return has_test(source, self.data_root)
+    def measured_split(self, source: str) -> Literal["train", "test"]:
+        """Return which part of a source is measured on: its test part, where it has one."""
+        return "test" if has_test(source, self.data_root) else "train"
 
     def images(
         self, network: Network, source: str, split: Literal["train", "test"] = "train"

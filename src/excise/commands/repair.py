@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import evenly, left_over, opened
+from excise.commands.defender import left_over, opened
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -24,7 +24,7 @@ from excise.commands.options import (
     said,
 )
 from excise.console import Story
-from excise.data import Undecoded, defender_data
+from excise.data import Undecoded, defender_data, evenly
 from excise.errors import SpecError
 from excise.evaluation import Limits
 from excise.experiments.repair import Question, run_repair, write_outcome
@@ -117,6 +117,12 @@ def run(arguments: list[str]) -> int:
         inverter=inverter,
         options=build("defense", method, fields),
     )
+    if asked.test_images is not None and asked.test_images < 1:
+        raise SpecError(
+            "--test-images of at least 1",
+            got=str(asked.test_images),
+            remedy="Leave it out for all.",
+        )
     inputs = (asked.model, asked.images, asked.test, asked.trigger, asked.twin)
     check_free(asked.out, asked.overwrite, inputs=(*inputs, asked.given.class_map))
     device = device_named(asked.device)
@@ -203,15 +209,9 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
 
 def _test_images(asked: Repair, network: Network, mine: Undecoded) -> LabelledImages | None:
     """Return the test images asked for, or the source's own, or what the sample leaves."""
-    if asked.test_images is not None and asked.test_images < 1:
-        raise SpecError(
-            "--test-images of at least 1",
-            got=str(asked.test_images),
-            remedy="Leave it out for all.",
-        )
     source = asked.test or asked.images
-    if asked.test is not None or asked.given.has_test(source):
-        split: Literal["train", "test"] = "test" if asked.given.has_test(source) else "train"
+    split = asked.given.measured_split(source)
+    if asked.test is not None or split == "test":
         listed, _ = asked.given.listed(network, source, split)
         return evenly(listed, asked.test_images).load()
     return left_over(

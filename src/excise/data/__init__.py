@@ -19,6 +19,7 @@ from excise.data.sources import DataSet, has_test, load_data
 from excise.data.splits import (
     PoolSplit,
     defender_data,
+    evenly,
     sample_positions,
     spc_counts,
     split_off,
@@ -33,6 +34,7 @@ __all__ = [
     "Undecoded",
     "defender_data",
     "describe_classes",
+    "evenly",
     "has_test",
     "list_images",
     "load_data",

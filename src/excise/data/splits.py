@@ -20,8 +20,8 @@ from excise.types import DefenderData, Labelled, LabelledImages
 
 __all__ = [
     "PoolSplit",
-    "decoded",
     "defender_data",
+    "evenly",
     "sample_positions",
     "spc_counts",
     "split_off",
@@ -209,11 +209,19 @@ def defender_data(
         paper_split=paper_split,
         needs_validation=needs_validation,
     )
-    held = decoded(images.subset(validation)) if needs_validation else None
-    return DefenderData(decoded(images.subset(train)), held, pool)
+    held = _decoded(images.subset(validation)) if needs_validation else None
+    return DefenderData(_decoded(images.subset(train)), held, pool)
 
 
-def decoded(images: LabelledImages | Undecoded) -> LabelledImages:
+def evenly(images: T, most: int | None) -> T:
+    """Return at most so many images, evenly chosen in their order; None: all."""
+    total = len(images.labels)
+    if most is None or most >= total:
+        return images
+    return images.subset(torch.linspace(0, total - 1, most).round().long())
+
+
+def _decoded(images: LabelledImages | Undecoded) -> LabelledImages:
     """Return images in memory; such as are there already, as they are."""
     return images.load() if isinstance(images, Undecoded) else images
 

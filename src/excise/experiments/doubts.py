@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from excise.evaluation import Finding, evaluate, near_chance
+from excise.evaluation import Evaluation, Finding, evaluate, near_chance
 from excise.models import device_of, dtype_of, remembering
 from excise.models.statistics import input_moments
 from excise.types import LabelledImages
@@ -24,14 +24,18 @@ _DEAD = 1e-4
 _BATCH = 50
 
 
-def doubts(model: nn.Module, images: LabelledImages) -> tuple[Finding, ...]:
+def doubts(
+    model: nn.Module, images: LabelledImages, measured: Evaluation | None = None
+) -> tuple[Finding, ...]:
     """Return why figures of this network on these images may mean nothing.
 
     Args:
         model: the network as it was given.
         images: clean ones with true labels.
+        measured: how it does on clean images, if that is known already.
     """
-    return (*near_chance(evaluate(model, images)), *unlike_training(model, images))
+    measured = evaluate(model, images) if measured is None else measured
+    return (*near_chance(measured), *unlike_training(model, images))
 
 
 def unlike_training(model: nn.Module, images: LabelledImages) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from excise.audit.attacking import predictions
+from excise.data import evenly
 from excise.experiments.pictures import one_of_each_class, triples
 from excise.rates import Rate
 from excise.types import LabelledImages, RecoveredTrigger
@@ -63,8 +64,7 @@ def recovered_triggers(
 def _others(images: LabelledImages, target: int | None) -> LabelledImages:
     """Return images of other classes, :data:`COUNTED` at most, evenly chosen."""
     others = images.subset(images.labels != target) if target is not None else images
-    chosen = torch.linspace(0, len(others) - 1, min(len(others), COUNTED))
-    return others.subset(chosen.round().long())
+    return evenly(others, COUNTED)
 
 
 def _tried(

@@ -28,10 +28,9 @@ from excise.evaluation import (
     compare,
     evaluate,
     judge,
-    near_chance,
     voided,
-)  # fmt: skip
-from excise.experiments.doubts import unlike_training
+)
+from excise.experiments.doubts import doubts
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.pictures import trigger_pictures
 from excise.experiments.recovered import COUNTED, recovered_triggers
@@ -140,11 +139,7 @@ def run_repair(
     if question.before is None or (question.floor is None and question.twin is not None):
         on_stage("measuring the given network")
         question = _measured_before(question)
-    assert question.before is not None
-    doubted = (
-        *near_chance(question.before),
-        *unlike_training(question.model, question.data.everything()),
-    )
+    doubted = doubts(question.model, question.data.everything(), question.before)
     for doubt in doubted:
         on_stage(f"{doubt.level}: {doubt.message}")
     if device.type == "cuda":
