@@ -33,6 +33,7 @@ from zoo import cells
 
 if TYPE_CHECKING:
     from excise.defenses import SoftPrune
+    from excise.types import Defense
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records" / "trigger-free"
@@ -73,18 +74,35 @@ def method() -> SoftPrune:
     return SoftPrune(inverter=Combined())
 
 
-def settings() -> Record:
-    """Return the method's settings as a record holds them."""
+def settings(of: Defense | None = None) -> Record:
+    """Return a method's settings as a record holds them; without one, today's of Soft-Prune."""
     from excise.registry import spec_of
 
-    spec: Record = json.loads(json.dumps(spec_of("defense", method())))
+    spec: Record = json.loads(json.dumps(spec_of("defense", of or method())))
     return spec
 
 
 def repair(
-    bundle: Path, spc: int, seed: int, count: int, data: dict[Any, Any], audited: bool = False
+    bundle: Path,
+    spc: int,
+    seed: int,
+    count: int,
+    data: dict[Any, Any],
+    audited: bool = False,
+    by: Defense | None = None,
 ) -> Record:
-    """Repair one network, measure it before and after, and attack the result if asked to."""
+    """Repair one network, measure it before and after, and attack the result if asked to.
+
+    Args:
+        bundle: of the zoo.
+        spc: clean images a class.
+        seed: draws them, and what the method draws.
+        count: test images.
+        data: images that were read before, by their source.
+        audited: attack the repaired network.
+        by: a method that is told nothing; without one, Soft-Prune.
+    """
+    by = by or method()
     import torch
 
     from excise.attacks import load_victim
@@ -104,7 +122,7 @@ def repair(
     twin = twin_of(bundle.name) if backdoor is not None else None
     question = Question(
         model=victim.model,
-        method=method(),
+        method=by,
         data=defender_data(pool, spc=spc, rng=Rng(seed).child("sample")),
         seed=seed,
         test=test.subset(torch.arange(0, len(test), step)[:count]),
@@ -121,7 +139,7 @@ def repair(
         "target": test.classes[rule.target] if isinstance(rule, AllToOne) else None,
         "spc": spc,
         "seed": seed,
-        "defense": settings(),
+        "defense": settings(by),
         "twin": twin.name if twin is not None else None,
         **{key: found[key] for key in kept},
         **({"audit": found["audit"]} if audited else {}),

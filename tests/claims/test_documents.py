@@ -66,6 +66,8 @@ def test_the_tables_of_the_defenses_are_made_from_their_records(
         ("frequency_detector", "docs/methods/frequency.md"),
         ("scan_networks", "docs/scan.md"),
         ("trigger_free", "docs/methods/soft-prune.md"),
+        ("ablations", "docs/methods/soft-prune.md"),
+        ("best_published", "docs/defenses.md"),
         ("against_peers", "docs/speed.md"),
         ("outcomes_of_peers", "docs/defenses.md"),
     ],
