@@ -13,6 +13,7 @@ from excise.data import (
     defender_data,
     sample_positions,
     spc_counts,
+    split_defender,
     split_off,
     split_pool,
 )
@@ -99,8 +100,15 @@ def test_a_sample_is_exact_disjoint_and_repeatable(
     again = sample_positions(images, spc=spc, rng=Rng(seed), **kind)
     assert torch.equal(train, again[0])
     assert torch.equal(validation, again[1])
-    data = defender_data(images, spc=spc, rng=Rng(seed), pool="here", **kind)
+    split = split_defender(images, spc=spc, rng=Rng(seed), pool="here", **kind)
+    data = split.data
     assert data.pool == "here"
+    rest = sorted({*range(len(images))} - {*train.tolist(), *validation.tolist()})
+    assert (split.left is None) == (not rest)
+    if split.left is not None:
+        assert same(split.left, images.subset(torch.tensor(rest)))
+    alone = defender_data(images, spc=spc, rng=Rng(seed), pool="here", **kind)
+    assert alone.everything().fingerprint() == data.everything().fingerprint()
     assert same(data.train, images.subset(train))  # drawn through the sample, not rows 0, 1, …
     assert (data.validation is None) == (not needs)
     if data.validation is not None:

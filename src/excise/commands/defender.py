@@ -1,4 +1,4 @@
-"""A network and the images its defender may have, and which are left when a sample is drawn.
+"""A network and the images its defender may have.
 
 Images are listed, drawn, and only then decoded: ten a class of a million are ten a class.
 """
@@ -13,13 +13,11 @@ import torch
 
 from excise.commands.options import Given
 from excise.console import Story
-from excise.data import Undecoded, evenly, sample_positions
+from excise.data import Undecoded
 from excise.experiments.plant import pool_of
 from excise.models import Network, check_model, read_card
-from excise.seeding import Rng
-from excise.types import LabelledImages
 
-__all__ = ["left_over", "opened"]
+__all__ = ["opened"]
 
 
 def opened(
@@ -52,37 +50,3 @@ def _pool(source: str, images: Undecoded, card: Mapping[str, Any]) -> tuple[Unde
         return images, f"{source}: all its training images"
     pool = pool_of(images, made["seed"], from_["victim_images"]).pool
     return pool, f"{source}: training images the victim never saw"
-
-
-def left_over(
-    images: Undecoded,
-    spc: int | None,
-    rng: Rng,
-    *,
-    validation_ratio: float = 0.1,
-    paper_split: bool = False,
-    needs_validation: bool = False,
-    most: int | None = None,
-) -> LabelledImages | None:
-    """Return the images that a sample drawn in this way leaves; None if it takes them all.
-
-    Args:
-        images: of which the sample is drawn.
-        spc: as the sample's, like the rest.
-        rng: the same.
-        validation_ratio: the same.
-        paper_split: the same.
-        needs_validation: the same.
-        most: at most so many, evenly chosen.
-    """
-    left = torch.ones(len(images), dtype=torch.bool)
-    for used in sample_positions(
-        images,
-        spc=spc,
-        rng=rng,
-        validation_ratio=validation_ratio,
-        paper_split=paper_split,
-        needs_validation=needs_validation,
-    ):
-        left[used] = False
-    return evenly(images.subset(left), most).load() if left.any() else None

@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import left_over, opened
+from excise.commands.defender import opened
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -24,7 +24,7 @@ from excise.commands.options import (
     said,
 )
 from excise.console import Story
-from excise.data import Undecoded, defender_data, evenly
+from excise.data import Undecoded, evenly, split_defender
 from excise.errors import SpecError
 from excise.evaluation import Limits
 from excise.experiments.repair import Question, run_repair, write_outcome
@@ -167,7 +167,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
             remedy="Give the victim's directory, or the trigger in words: "
             "--trigger badnets,size=3,row=-3,column=-3,target=0",
         )
-    data = defender_data(
+    split = split_defender(
         mine,
         spc=asked.spc,
         rng=Rng(asked.seed).child("sample"),
@@ -176,7 +176,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
         pool=pool,
     )
     if asked.audit:
-        data.held_out("--audit")
+        split.data.held_out("--audit")
     trigger = backdoor.trigger if backdoor else None
     planted = (card.get("measured") or {}).get("asr") or {}
     method = asked.options
@@ -185,9 +185,9 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     return Question(
         model=network,
         method=method,
-        data=data.to(device),
+        data=split.data.to(device),
         seed=asked.seed,
-        test=_test_images(asked, network, mine),
+        test=_test_images(asked, network, split.left),
         backdoor=backdoor,
         twin=load_model(asked.twin).to(device) if asked.twin else None,
         limits=asked.limits,
@@ -207,22 +207,13 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     )
 
 
-def _test_images(asked: Repair, network: Network, mine: Undecoded) -> LabelledImages | None:
+def _test_images(asked: Repair, network: Network, left: Undecoded | None) -> LabelledImages | None:
     """Return the test images asked for, or the source's own, or what the sample leaves."""
     source = asked.test or asked.images
-    split = asked.given.measured_split(source)
-    if asked.test is not None or split == "test":
-        listed, _ = asked.given.listed(network, source, split)
-        return evenly(listed, asked.test_images).load()
-    return left_over(
-        mine,
-        asked.spc,
-        Rng(asked.seed).child("sample"),
-        validation_ratio=asked.validation_ratio,
-        paper_split=asked.paper_split,
-        needs_validation=True,
-        most=asked.test_images,
-    )
+    part = asked.given.measured_split(source)
+    if asked.test is not None or part == "test":
+        left, _ = asked.given.listed(network, source, part)
+    return evenly(left, asked.test_images).load() if left is not None else None
 
 
 def _usual_inverter(method: str) -> str:

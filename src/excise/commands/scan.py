@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from excise.commands.defender import left_over, opened
+from excise.commands.defender import opened
 from excise.commands.options import (
     Given,
     check_free,
@@ -23,7 +23,7 @@ from excise.commands.options import (
     said,
 )
 from excise.console import Story
-from excise.data import defender_data
+from excise.data import evenly, split_defender
 from excise.experiments.recovered import COUNTED
 from excise.experiments.scan_network import NetworkScan, run_network_scan, write_network_scan
 from excise.registry import build
@@ -108,12 +108,12 @@ def run(arguments: list[str]) -> int:
 def _question(asked: Scan, device: torch.device, story: Story) -> NetworkScan:
     network, _, mine, pool = opened(asked.given, asked.model, asked.images, device, story)
     rng = Rng(asked.seed).child("sample")
-    data = defender_data(mine, spc=asked.spc, rng=rng, needs_validation=False, pool=pool)
+    split = split_defender(mine, spc=asked.spc, rng=rng, needs_validation=False, pool=pool)
     return NetworkScan(
         model=network,
         scanner=asked.options,
-        data=data.to(device),
-        unseen=left_over(mine, asked.spc, rng, most=2 * COUNTED),
+        data=split.data.to(device),
+        unseen=evenly(split.left, 2 * COUNTED).load() if split.left is not None else None,
         seed=asked.seed,
         described={
             "spc": asked.spc,

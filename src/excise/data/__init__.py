@@ -17,17 +17,20 @@ from excise.data.loose import Pictures, read_folder
 from excise.data.pictures import read_picture, to_png
 from excise.data.sources import DataSet, has_test, load_data
 from excise.data.splits import (
+    DefenderSplit,
     PoolSplit,
     defender_data,
     evenly,
     sample_positions,
     spc_counts,
+    split_defender,
     split_off,
     split_pool,
 )
 
 __all__ = [
     "DataSet",
+    "DefenderSplit",
     "Pictures",
     "PoolSplit",
     "SkippedPicturesWarning",
@@ -43,6 +46,7 @@ __all__ = [
     "read_picture",
     "sample_positions",
     "spc_counts",
+    "split_defender",
     "split_off",
     "split_pool",
     "to_png",

@@ -19,11 +19,13 @@ from excise.seeding import Rng
 from excise.types import DefenderData, Labelled, LabelledImages
 
 __all__ = [
+    "DefenderSplit",
     "PoolSplit",
     "defender_data",
     "evenly",
     "sample_positions",
     "spc_counts",
+    "split_defender",
     "split_off",
     "split_pool",
 ]
@@ -50,6 +52,19 @@ class PoolSplit(Generic[T]):
     pool: T
     victim_index: Positions
     pool_index: Positions
+
+
+@dataclass(frozen=True, eq=False)
+class DefenderSplit(Generic[T]):
+    """The defender's clean images, and what is left to measure on.
+
+    Args:
+        data: the defender's.
+        left: the other images, as they were given; None where the defender has them all.
+    """
+
+    data: DefenderData
+    left: T | None
 
 
 def split_pool(train: T, victim_images: int | float, rng: Rng) -> PoolSplit[T]:
@@ -144,7 +159,7 @@ def sample_positions(
     """Return the positions of the training and of the validation images of a sample.
 
     Positions ascend, and the two share none. With the same ``rng``, a smaller ``spc`` draws a
-    subset of what a larger one draws. See :func:`defender_data` for the arguments and errors.
+    subset of what a larger one draws. See :func:`split_defender` for the arguments and errors.
     """
     counts = torch.tensor(images.counts())
     if spc is None:
@@ -172,8 +187,8 @@ def sample_positions(
     return order[is_train].sort().values, order[is_validation].sort().values
 
 
-def defender_data(
-    images: LabelledImages | Undecoded,
+def split_defender(
+    images: T,
     *,
     spc: int | None,
     rng: Rng,
@@ -181,8 +196,8 @@ def defender_data(
     paper_split: bool = False,
     pool: str = "images the victim never saw",
     needs_validation: bool = True,
-) -> DefenderData:
-    """Draw the defender's clean images, the same number of every class.
+) -> DefenderSplit[T]:
+    """Draw the defender's clean images, the same number of every class; return the others too.
 
     Sampling is without replacement, by true label, over all classes.
 
@@ -210,7 +225,34 @@ def defender_data(
         needs_validation=needs_validation,
     )
     held = _decoded(images.subset(validation)) if needs_validation else None
-    return DefenderData(_decoded(images.subset(train)), held, pool)
+    left = torch.ones(len(images.labels), dtype=torch.bool)
+    left[train] = left[validation] = False
+    return DefenderSplit(
+        DefenderData(_decoded(images.subset(train)), held, pool),
+        images.subset(left) if left.any() else None,
+    )
+
+
+def defender_data(
+    images: LabelledImages | Undecoded,
+    *,
+    spc: int | None,
+    rng: Rng,
+    validation_ratio: float = 0.1,
+    paper_split: bool = False,
+    pool: str = "images the victim never saw",
+    needs_validation: bool = True,
+) -> DefenderData:
+    """Draw the defender's clean images alone: see :func:`split_defender`."""
+    return split_defender(
+        images,
+        spc=spc,
+        rng=rng,
+        validation_ratio=validation_ratio,
+        paper_split=paper_split,
+        pool=pool,
+        needs_validation=needs_validation,
+    ).data
 
 
 def evenly(images: T, most: int | None) -> T:
@@ -221,9 +263,12 @@ def evenly(images: T, most: int | None) -> T:
     return images.subset(torch.linspace(0, total - 1, most).round().long())
 
 
-def _decoded(images: LabelledImages | Undecoded) -> LabelledImages:
+def _decoded(images: Labelled) -> LabelledImages:
     """Return images in memory; such as are there already, as they are."""
-    return images.load() if isinstance(images, Undecoded) else images
+    if isinstance(images, Undecoded):
+        return images.load()
+    assert isinstance(images, LabelledImages)
+    return images
 
 
 def _split(
