@@ -266,6 +266,7 @@ def test_what_does_not_exist_fails_before_anything_runs(grid_file, tmp_path, cap
         (("spc = 2", "spc = 500"), [], "at least 500 images of every class"),
         (("", ""), ["--device", "meta"], "a device this machine has"),
         (("", ""), ["--device", "cuda:93"], "a device this machine has"),
+        (("", ""), ["--log", "nothing:here"], "expected --log tensorboard:DIR or --log mlflow:URI"),
         (("", ""), ["--victims", "nowhere"], "expected a directory with bundles, got nowhere"),
     ],
 )

@@ -23,7 +23,7 @@ from excise.commands.options import device_named, flags
 from excise.errors import DataError, SpecError
 from excise.experiments.engines.local import Engine, Event, Inline, Local
 from excise.experiments.grid import read_grid
-from excise.experiments.logging import Log, open_log
+from excise.experiments.logging import Log, check_log, open_log
 from excise.experiments.store import Store
 from excise.experiments.sweep import Plan, plan_sweep, run_sweep
 
@@ -84,6 +84,8 @@ def run(arguments: list[str]) -> int:
     workers = getattr(engine, "workers", 1)
     said = _plan_words(plan, workers)
     if asked.dry_run:
+        if asked.log is not None:
+            check_log(asked.log)
         print(json.dumps(_plan_json(plan, workers), indent=2) if asked.json else said)
         return 0
     console.print(said, markup=False)

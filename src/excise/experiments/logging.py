@@ -11,9 +11,11 @@ work: a log is written by a thread of its own, and one that fails is told of onc
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import queue
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any, Protocol
 from excise.errors import SpecError
 from excise.types import Row
 
-__all__ = ["Backend", "Log", "figures_of", "flat", "open_log"]
+__all__ = ["Backend", "Log", "check_log", "figures_of", "flat", "open_log"]
 
 Params = Mapping[str, str | int | float | bool]
 Figures = Mapping[str, float]
@@ -141,6 +143,19 @@ def open_log(where: str | None, warn: Callable[[str], None]) -> Log:
     """
     if where is None:
         return Log(None, warn)
+    kind, place = check_log(where)
+    try:
+        return Log(_BACKENDS[kind](place), warn)
+    except ImportError as error:  # of something the library needs itself
+        raise _not_installed(kind, f"{type(error).__name__}: {error}") from error
+
+
+def check_log(where: str) -> tuple[str, str]:
+    """Return the kind of log and its place, and make nothing there.
+
+    Raises:
+        SpecError: another word, or a library that is not installed.
+    """
     kind, _, place = where.partition(":")
     if kind not in _BACKENDS or not place:
         raise SpecError(
@@ -148,14 +163,16 @@ def open_log(where: str | None, warn: Callable[[str], None]) -> Log:
             got=repr(where),
             remedy="Write for example --log tensorboard:logs or --log mlflow:sqlite:///runs.db.",
         )
-    try:
-        return Log(_BACKENDS[kind](place), warn)
-    except ImportError as error:
-        raise SpecError(
-            f"{kind} to be installed for --log",
-            got=f"{type(error).__name__}: {error}",
-            remedy=f"pip install 'excise[{kind}]'",
-        ) from error
+    # The kinds are called as their packages are.
+    if sys.modules.get(kind) is None and importlib.util.find_spec(kind) is None:
+        raise _not_installed(kind, "none")
+    return kind, place
+
+
+def _not_installed(kind: str, got: str) -> SpecError:
+    return SpecError(
+        f"{kind} to be installed for --log", got=got, remedy=f"pip install 'excise[{kind}]'"
+    )
 
 
 def figures_of(record: Mapping[str, Any]) -> dict[str, float]:
