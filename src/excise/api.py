@@ -133,7 +133,7 @@ def repair(
 
 def _doubts(model: nn.Module, data: DefenderData) -> tuple[str, ...]:
     """Return why nothing said of this network on these images may be relied on; warn of it too."""
-    found = [one.message for one in doubts(model, data.everything()) if one.level == "problem"]
+    found = [one.message for one in doubts(model, data.everything()) if one.is_problem]
     for message in found:
         warnings.warn(message, stacklevel=3)
     return tuple(found)

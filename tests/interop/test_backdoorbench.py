@@ -15,7 +15,8 @@ from excise.attacks import load_victim
 from excise.errors import ModelError, UnsafeFileError
 from excise.experiments.backdoorbench import ARCHS, _unwrap, import_backdoorbench
 from excise.models import build_model, load_model
-from excise.models.inert import Archive, array_of
+from excise.models.inert import Archive
+from excise.models.pickled import array_of
 
 pytestmark = pytest.mark.fast
 
@@ -303,7 +304,7 @@ def test_pickles_that_are_none(tmp_path, kind):
 
 
 def test_endless_pickles_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr("excise.models.inert.MAX_STEPS", 1000)
+    monkeypatch.setattr("excise.models.pickled.MAX_STEPS", 1000)
     path = pickled(tmp_path / "a.pt", b"\x80\x02" + b"N" * 1001 + b".")
     error = refused(path, tmp_path)
     assert isinstance(error, UnsafeFileError)

@@ -81,6 +81,11 @@ class Finding:
     level: Level
     message: str
 
+    @property
+    def is_problem(self) -> bool:
+        """Whether what it was found in can no longer be relied on."""
+        return self.level == "problem"
+
     def to_json(self) -> dict[str, str]:
         """Return ``{"name", "level", "message"}``, ready for a record."""
         return {"name": self.name, "level": self.level, "message": self.message}

@@ -182,7 +182,7 @@ def voided(verdict: Verdict, doubts: Iterable[Finding]) -> Verdict:
         verdict: what the figures say.
         doubts: of the network on these images, before any work.
     """
-    why = next((doubt.message for doubt in doubts if doubt.level == "problem"), None)
+    why = next((doubt.message for doubt in doubts if doubt.is_problem), None)
     if why is None:
         return verdict
     rest = verdict.sentence[:1].lower() + verdict.sentence[1:]

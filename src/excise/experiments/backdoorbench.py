@@ -26,8 +26,9 @@ from torch import Tensor
 from excise.attacks import Victim, save_victim
 from excise.errors import ModelError, nearest
 from excise.models import Network, check_model, read_card
-from excise.models.inert import Archive, Name, Stored, Thing, array_of
+from excise.models.inert import Archive
 from excise.models.matching import assemble
+from excise.models.pickled import Name, Stored, Thing, array_of
 from excise.models.weights import MAX_BYTES, named_tensors
 
 __all__ = ["import_backdoorbench"]

@@ -147,7 +147,7 @@ def _verdict(
     else:
         status, sentence = "nothing", f"No class stands out: {at}."
         sentence += " This does not prove that there is no backdoor."
-    if any(doubt.level == "problem" for doubt in doubted):
+    if any(doubt.is_problem for doubt in doubted):
         unfit = "Network and images do not fit (see the notes), so that this says nothing: "
         return {"status": "void", "sentence": unfit + sentence, "ok": False}
     return {"status": status, "sentence": sentence, "ok": status == "nothing"}
