@@ -4,12 +4,13 @@ Claim      docs/methods/soft-prune.md (its table of ablations is made from the r
 Command    EXCISE_DATA=… python benchmarks/ablations.py --only 'cifar10-badnets-1'
            python benchmarks/ablations.py --write    (the table, into the page)
 Hardware   one core
-Runs       one a network and row; what exists is kept, unless it was made with other settings
+Runs       one a network and row; what exists is kept, unless it was made with other settings or
+           on another number of test images
 Time       about fifteen minutes a network
 
 Networks   development victims, on which the method was chosen; SPC 10, seed 0
 Triggers   found once a network by today's ``combined``; every row unlearns the same, but for the
-           rows of the last part, which change what is found
+           last three
 Measured   on --test-images test images, after the repair
 Records    benchmarks/records/ablations/NETWORK.json
 """
@@ -118,6 +119,8 @@ class Case:
 
         if self._found is None:
             self._found = Combined().fit(self.victim.model, self.data, self.rng.child("invert"))
+            if not self._found:
+                raise SystemExit("expected a trigger to be found, got none: there is nothing to do")
         return self._found
 
     def smallest(self) -> Sequence[RecoveredTrigger]:
@@ -160,10 +163,14 @@ def settings(row: str) -> Record:
     import dataclasses
 
     from excise.defenses import BNP, SoftPrune
+    from excise.inversion import Combined
+    from excise.registry import spec_of
 
     made: Any = BNP() if row == CUT else SoftPrune(inverter=Given(()), **FIELDS.get(row, {}))
     fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
-    return {key: value for key, value in fields.items() if key != "inverter"}
+    if row != CUT:  # the others unlearn what ``combined`` found, or at least toward its class
+        fields["inverter"] = spec_of("inverter", Combined())
+    return fields
 
 
 def table() -> str:
@@ -215,7 +222,11 @@ def main() -> int:
     for network in fnmatch.filter(NETWORKS, asked.only):
         path = RECORDS / f"{network}.json"
         there = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-        rows = {k: v for k, v in there["rows"].items() if v["settings"] == settings(k)}
+        rows = {
+            row: made
+            for row, made in there["rows"].items()
+            if made["settings"] == settings(row) and made["after"]["n"] == asked.test_images
+        }
         left = [row for row in ROWS if row not in rows]
         if not left:
             continue

@@ -1,11 +1,11 @@
-"""The published defenses that did best on the core grid, on every victim Soft-Prune is reported on.
+"""The published defenses that did best on the core grid, on Soft-Prune's reported victims.
 
 Claim      docs/defenses.md (its table is made from the records this script writes)
 Command    EXCISE_DATA=… python benchmarks/best_published.py
            python benchmarks/best_published.py --write    (the table, into the page)
 Hardware   one core
 Runs       one a network and defense, seed 0; what exists is kept, unless it was made with other
-           settings than today's
+           settings than today's or on another number of test images
 Time       about a minute a network of 10 classes, three of 43
 
 Which      those of the best DER at worst on the core grid at SPC 10 (benchmarks/defense_table.py)
@@ -58,9 +58,14 @@ def method(name: str) -> Defense:
 
 
 def records() -> dict[tuple[str, str], Record]:
-    """Return the records by defense and network."""
-    found = (json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json")))
-    return {(record["defense"]["name"], record["network"]): record for record in found}
+    """Return the records made with today's settings, by defense and network."""
+    found = [json.loads(path.read_text()) for path in sorted(RECORDS.rglob("*.json"))]
+    today = {name: trigger_free.settings(method(name)) for name in METHODS}
+    return {
+        (name, record["network"]): record
+        for record in found
+        if record["defense"] == today.get(name := record["defense"]["name"])
+    }
 
 
 def table() -> str:
@@ -77,10 +82,13 @@ def table() -> str:
         known = next((cell for cell in cells if cell), None)
         before = three(known["before"]) if known else ""
         lines.append(f"| {network} | {before} | {' | '.join(map(cell_of, cells))} |")
+    # Of different victims, a worst and a mean say nothing beside one another.
+    whole = [n for n in NETWORKS if all((name, n) in every for name in columns)]
     for title, of in (("DER at worst", min), ("DER in the mean", _mean)):
-        own = [[der(cell) for n in NETWORKS if (cell := every.get((name, n)))] for name in columns]
-        cells_ = [f"{of(ders):.3f} of {len(ders)}" if ders else "" for ders in own]
-        lines.append(f"| **{title}** | | {' | '.join(cells_)} |")
+        if whole:
+            figures = [of([der(every[name, n]) for n in whole]) for name in columns]
+            shown = " | ".join(f"{figure:.3f}" for figure in figures)
+            lines.append(f"| **{title}**, of {len(whole)} | | {shown} |")
     return "\n".join(lines)
 
 
@@ -125,6 +133,7 @@ def main() -> int:
         for name in METHODS:
             path, by = RECORDS / name / f"{network}.json", method(name)
             there = json.loads(path.read_text()) if path.exists() else {}
+            there = there if there.get("before", {}).get("n") == asked.test_images else {}
             if there.get("defense") == trigger_free.settings(by):
                 continue
             start = time.perf_counter()

@@ -248,13 +248,13 @@ def test_fields_out_of_range_are_refused(make: Any, fields: dict[str, Any]) -> N
 
 
 class Scripted:
-    """An inverter that finds what it is told, one trigger a call."""
+    """An inverter that finds what it is told, call by call."""
 
-    def __init__(self, *found: RecoveredTrigger) -> None:
+    def __init__(self, *found: list[RecoveredTrigger]) -> None:
         self.found = list(found)
 
     def fit(self, *_: object, **__: object) -> list[RecoveredTrigger]:
-        return [self.found.pop(0)]
+        return self.found.pop(0)
 
 
 class Corner(nn.Module):
@@ -279,11 +279,22 @@ def corner(images: torch.Tensor) -> torch.Tensor:
     return changed
 
 
-@pytest.mark.parametrize(("new", "passed"), [(corner, False), (torch.ones_like, None)])
+@pytest.mark.parametrize(
+    ("new", "passed"),
+    [
+        ([corner], False),
+        ([torch.ones_like], None),
+        # Whichever comes first: one that does nothing, or one that is larger, hides no other.
+        ([lift, corner], False),
+        ([torch.ones_like, corner], False),
+        ([lift, torch.ones_like], None),
+    ],
+)
 def test_a_new_trigger_fails_a_repair_only_if_it_is_no_larger(
-    planted: Planted, new: Callable[[torch.Tensor], torch.Tensor], passed: bool | None
+    planted: Planted, new: list[Callable[[torch.Tensor], torch.Tensor]], passed: bool | None
 ) -> None:
-    one = InvertAgain(inverter=Scripted(RecoveredTrigger(lift, 3), RecoveredTrigger(new, 3)))
+    again = [RecoveredTrigger(trigger, 3) for trigger in new]
+    one = InvertAgain(inverter=Scripted([RecoveredTrigger(lift, 3)], again))
     found = one.audit(Corner(0.05), Corner(0.4), planted.data, Rng(1))
     assert found.values["recovered trigger, repaired network"].value == 0
     assert found.values["new trigger, repaired network"].value == 1

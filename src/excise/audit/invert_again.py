@@ -22,6 +22,8 @@ Measured: docs/audit.md.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
 from typing import ClassVar
 
 from pydantic import Field
@@ -33,9 +35,18 @@ from excise.audit.finding import Figure, Finding, nothing, said
 from excise.audit.judging import judged
 from excise.inversion import NeuralCleanse
 from excise.models import device_of, dtype_of
+from excise.rates import Interval, Rate
 from excise.registry import STRICT
 from excise.seeding import Rng
-from excise.types import DefenderData, Inverter, OnRound, RecoveredTrigger, ignore_round
+from excise.types import (
+    DefenderData,
+    Images,
+    Inverter,
+    LabelledImages,
+    OnRound,
+    RecoveredTrigger,
+    ignore_round,
+)
 
 __all__ = ["InvertAgain", "fast_inverter"]
 
@@ -91,25 +102,63 @@ class InvertAgain:
         )
         found = self.inverter.fit(repaired, data, rng.child("invert"), on_round=on_round)
         # A told trigger was not found: it says nothing of the repaired network.
-        new = next((t for t in found if t.target == target and not t.evidence.told), None)
-        if new is not None:
-            rate, new_size = flips(repaired, new, target, held), size_of(new, train)
+        again = [t for t in found if t.target == target and not t.evidence.told]
+        if again:
+            new = _gravest(again, repaired, target, held, train, floor, size)
             values |= {
-                "new trigger, repaired network": rate,
-                "size of the new trigger, in pixels": new_size,
+                "new trigger, repaired network": new.rate,
+                "size of the new trigger, in pixels": new.size,
             }
-            if rate.low > floor and new_size.low <= size.high:
+            if new.as_small:
                 passed = False
-            elif rate.low > floor and passed:
+            elif new.works and passed:
                 passed = None
-            index = new.evidence.anomaly
             sentence += (
-                f" A second search finds a trigger for {label!r} of size {new_size.value:.1f}, the "
+                f" A second search finds a trigger for {label!r} of size {new.size.value:.1f}, the "
                 f"first had {size.value:.1f}"
-                + ("" if index is None else f" (it stands out by {index:.1f})")
-                + f"; it steers {said(rate)}."
+                + ("" if new.index is None else f" (it stands out by {new.index:.1f})")
+                + f"; it steers {said(new.rate)}."
             )
         elif not all(t.evidence.told for t in found) or not found:
             sentence += f" In a second search {label!r} does not stand out."
         seconds = time.perf_counter() - start
         return Finding(self.name, passed, sentence, values, floor, seconds)
+
+
+@plain_dataclass(frozen=True)
+class _Again:
+    """How a trigger of the second search does.
+
+    Args:
+        rate: at which it steers held-back images in the repaired network.
+        size: what it changes, in pixels.
+        index: how far its class stands out, if that is known.
+        works: whether its rate lies above the floor.
+        as_small: whether it works and is no larger than the old trigger.
+    """
+
+    rate: Rate
+    size: Interval
+    index: float | None
+    works: bool
+    as_small: bool
+
+
+def _gravest(
+    found: Sequence[RecoveredTrigger],
+    repaired: nn.Module,
+    target: int,
+    held: LabelledImages,
+    train: Images,
+    floor: float,
+    old: Interval,
+) -> _Again:
+    """Return the first trigger that works and is as small as the old one, else one that works."""
+    tried = []
+    for one in found:
+        rate, size = flips(repaired, one, target, held), size_of(one, train)
+        works = rate.low > floor
+        tried.append(
+            _Again(rate, size, one.evidence.anomaly, works, works and size.low <= old.high)
+        )
+    return max(tried, key=lambda one: (one.as_small, one.works))

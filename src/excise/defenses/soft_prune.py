@@ -80,7 +80,7 @@ class SoftPrune:
     target_weight: Annotated[float, Field(ge=0)] = 1.0
     """κ: how much more it counts where a trigger still leads to its class."""
     max_triggers: Annotated[int, Field(ge=1)] = 3
-    """Triggers that are unlearned, of those found the strongest."""
+    """Triggers that are unlearned: the first that were found."""
     divergence: Annotated[float, Field(gt=0)] | None = 3.0
     """Standard deviations above its layer's mean from which a channel's divergence has it cut
     before all else; None: cut none. A network without batch norm has none."""
