@@ -183,7 +183,8 @@ def tables(spcs: Iterable[int] = (2, 10, 100)) -> str:
     lines += [
         "",
         "S of every larger network, and in brackets margin + patch + pattern + smooth + memory of "
-        "the suspected class; **bold**: an alarm; *wrong*: another class than the target.",
+        "the suspected class, of each of which 2 count at most; **bold**: an alarm; *wrong*: "
+        "another class than the target.",
         "",
         "| network | ASR | " + " | ".join(f"SPC {spc}" for spc in spcs) + " |",
         "|-|-|" + "-|" * len(list(spcs)),

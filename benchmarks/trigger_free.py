@@ -7,7 +7,7 @@ Command    EXCISE_DATA=… python benchmarks/trigger_free.py --only 'cifar10-*' 
 Hardware   one core
 Runs       one a network, budget and sample (--seed draws the images and what the method draws);
            what exists is kept, unless it was made with other settings than today's defaults
-Time       four to six minutes a network of 10 classes at SPC 10, two or three at SPC 2; as long
+Time       four to six minutes a network of 10 classes, measuring included; up to twice as long
            again for an audit
 
 Images     drawn from the training images the network never saw; neither trigger nor target is told

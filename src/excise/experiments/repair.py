@@ -1,7 +1,7 @@
 """Repair a network, measure it before and after, and leave a record.
 
-The order keeps leakage out: the defense runs on the defender's images alone and returns; only then
-are test images looked at, and the pruning curve is replayed from what the defense says it did.
+Leakage is kept out: the defense runs on the defender's images alone. Test images serve to measure
+the network before and after it, and the pruning curve is replayed from what it says it did.
 """
 
 from __future__ import annotations
