@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from excise.inversion import Universal
+from excise.inversion import Combined, Universal
 from excise.inversion.finding import KEPT, triggers_of
 from excise.inversion.memory import Memory, explaining
 from excise.inversion.recalled import recall
-from excise.inversion.suspects import Suspects
+from excise.inversion.suspects import Suspects, compare
 from excise.seeding import Rng
-from excise.types import LabelledImages
+from excise.types import DefenderData, LabelledImages
 
 pytestmark = pytest.mark.fast
 
@@ -71,6 +71,30 @@ def test_a_network_without_batch_norm_remembers_nothing() -> None:
     assert recall(memory, 3, Rng(0)) == {}
     frozen = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), plain)
     assert Memory(frozen, clean()).empty
+
+
+def test_what_clean_images_hardly_fit_is_left_alone() -> None:
+    """KL(N(m, v) ‖ N(m + d, v)) = d² / 2v in every channel: here .2, then .3."""
+    net = network(clean(), 0.0)
+    norm = net[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    usual, spread = norm.running_mean.clone(), (norm.running_var + norm.eps).sqrt()
+    norm.running_mean = usual + 0.4**0.5 * spread
+    assert Memory(net, clean()).silence is None
+    norm.running_mean = usual + 0.6**0.5 * spread
+    memory = Memory(net, clean())
+    assert memory.empty
+    assert "(0.30 of divergence a channel, more than 0.25)" in (memory.silence or "")
+    assert recall(memory, 3, Rng(0)) == {}
+    assert all(share is None for _, share in found_in(net))
+    images = LabelledImages(clean(), torch.arange(60) % 3, ("a", "b", "c"))
+    suspects = compare(net, images, Rng(0), effort=0.05)
+    assert suspects.numbers["memory"] == (None, None, None)
+    assert suspects.remarks == (memory.silence,)
+    found = Combined(effort=0.05).fit(net, DefenderData(images, None, "x"), Rng(0))
+    assert memory.silence in found.notes
 
 
 def test_the_network_comes_back_as_it_was() -> None:

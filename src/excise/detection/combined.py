@@ -86,6 +86,7 @@ class CombinedScan:
             notes=(
                 f"Of {len(clean)} clean networks {as_large or 'none'} had a statistic as large; "
                 f"{_p_value(clean, statistic)}.",
+                *suspects.remarks,
                 *self._reservations(model, everything.train),
             ),
             seconds={**suspects.seconds, "recover": time.perf_counter() - start},

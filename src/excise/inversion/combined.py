@@ -63,7 +63,8 @@ class Combined:
         triggers = recovered(
             suspects, model, data, rng, taken, effort=self.effort, on_round=on_round
         )
-        return Inversion(triggers, [why for why in refused.values() if why is not None])
+        why_not = [why for why in refused.values() if why is not None]
+        return Inversion(triggers, [*suspects.remarks, *why_not])
 
     def _refusal(self, suspects: Suspects, c: int, label: str) -> str | None:
         """Return why the triggers of a class are not worth unlearning; None if they are."""

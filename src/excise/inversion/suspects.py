@@ -58,11 +58,13 @@ class Suspects:
             but for memory, where it is the share of images.
         patches: the mask and pattern of every class that has one.
         seconds: of each test.
+        remarks: what is to be said of the tests, such as why one is silent.
     """
 
     numbers: Mapping[str, tuple[float | None, ...]]
     patches: Mapping[int, Trigger]
     seconds: Mapping[str, float]
+    remarks: tuple[str, ...] = ()
 
     def by_test(self) -> dict[str, list[float]]:
         """Return each test's suspicion of each class."""
@@ -128,17 +130,18 @@ def compare(
         found = search.search(model, images, rng.child(test), on_round=on_round)
         numbers[test] = _logs(found.sizes)
         clock.lap(test)
+    memory = Memory(model, images.floats())
     recalled = recall(
-        Memory(model, images.floats()), images.num_classes, rng.child("memory"),
-        effort=effort, on_round=on_round,
-    )  # fmt: skip
+        memory, images.num_classes, rng.child("memory"), effort=effort, on_round=on_round
+    )
     clock.lap("memory")
     flips = [one.flips for one in recalled.values()]
     numbers["memory"] = tuple(max(each) for each in zip(*flips, strict=True)) or (
         (None,) * images.num_classes
     )
     found_patches = {c: patches.triggers[c] for c in patches.by_size()}
-    return Suspects(numbers, found_patches, clock.seconds)
+    remarks = () if memory.silence is None else (memory.silence,)
+    return Suspects(numbers, found_patches, clock.seconds, remarks)
 
 
 def some_rounds(settings: Mapping[str, Any], effort: float, name: str) -> dict[str, Any]:
