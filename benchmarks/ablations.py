@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
+import trigger_free
 from pages import between
-from scan_networks import VICTIMS, images_of
-from trigger_free import PAGE, Record, points
+from scan_networks import VICTIMS
+from trigger_free import PAGE, Record, points, prepared, three
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from excise.attacks import Victim
     from excise.evaluation import Evaluation
     from excise.types import DefenderData, Defense, RecoveredTrigger
 
@@ -87,20 +87,10 @@ class Case:
     """A victim, the defender's images, and the triggers found with them once one asks."""
 
     def __init__(self, network: str, count: int, read: dict[Any, Any]) -> None:
-        import torch
-
-        from excise.attacks import load_victim
-        from excise.data import defender_data
-        from excise.experiments.plant import pool_of
         from excise.seeding import Rng
 
-        loaded, card = load_victim(VICTIMS / network)
-        self.victim: Victim = loaded
-        made, images = card["made"], images_of(card, read)
-        pool = pool_of(images.train, made["seed"], made["data"]["victim_images"]).pool
-        self.data: DefenderData = defender_data(pool, spc=SPC, rng=Rng(SEED).child("sample"))
-        step = max(1, len(images.test) // count)
-        self.test = images.test.subset(torch.arange(0, len(images.test), step)[:count])
+        bundle = VICTIMS / network
+        self.victim, _, self.data, self.test = prepared(bundle, SPC, SEED, count, read)
         self.rng = Rng(SEED).child("method")
         self._found: Sequence[RecoveredTrigger] | None = None
 
@@ -160,17 +150,13 @@ class Case:
 
 def settings(row: str) -> Record:
     """Return what a row's record says it was made with, defaults included."""
-    import dataclasses
-
     from excise.defenses import BNP, SoftPrune
     from excise.inversion import Combined
-    from excise.registry import spec_of
 
-    made: Any = BNP() if row == CUT else SoftPrune(inverter=Given(()), **FIELDS.get(row, {}))
-    fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
-    if row != CUT:  # the others unlearn what ``combined`` found, or at least toward its class
-        fields["inverter"] = spec_of("inverter", Combined())
-    return fields
+    if row == CUT:
+        return trigger_free.settings(BNP())
+    # The others unlearn what ``combined`` found, or at least toward its class.
+    return trigger_free.settings(SoftPrune(inverter=Combined(), **FIELDS.get(row, {})))
 
 
 def table() -> str:
@@ -192,8 +178,7 @@ def cell_of(record: Record, row: str) -> str:
 
 
 def figures(measured: Record) -> str:
-    rates = " / ".join(f"{points(measured, key):.1f}" for key in ("acc", "asr", "ra"))
-    return f"{rates}, {points(measured, 'target_recall'):.0f}"
+    return f"{three(measured)}, {points(measured, 'target_recall'):.0f}"
 
 
 def page_with(page: str) -> str:

@@ -22,13 +22,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 # A script's own directory is first on the path, so its neighbors need no package.
 import trigger_free
 from pages import between
 from scan_networks import VICTIMS
-from trigger_free import Record, points
+from trigger_free import Record, three
 
 if TYPE_CHECKING:
     from excise.types import Defense
@@ -39,7 +40,7 @@ BEGIN = "<!-- made by benchmarks/best_published.py -->"
 END = "<!-- end of the best published -->"
 SPC = 10
 #: Defense and preset, as on the core grid.
-METHODS: Mapping[str, str] = {"ulrl": "fast", "d3": "fast", "mm-bm": "", "awm": "fast"}
+METHODS: Mapping[str, str] = {"ulrl": "fast", "d3": "fast", "mm-bm": "published", "awm": "fast"}
 NETWORKS = (
     "cifar10-badnets-0", "cifar10-blended-0", "cifar10-lf-0", "cifar10-wanet-0", "cifar10-sig-0",
     "cifar10-ssba-0", "cifar10-bpp-0", "cifar10-input-aware-0",
@@ -51,9 +52,8 @@ def method(name: str) -> Defense:
     """Return a defense with the settings it has on the core grid."""
     from excise import registry
 
-    load = registry.find("defense", name).load()
-    preset = METHODS[name]
-    made: Defense = load(**(load.PRESETS[preset] if preset else {}))
+    preset = registry.find("defense", name).presets()[METHODS[name]]
+    made: Defense = registry.build("defense", name, preset)
     return made
 
 
@@ -84,7 +84,7 @@ def table() -> str:
         lines.append(f"| {network} | {before} | {' | '.join(map(cell_of, cells))} |")
     # Of different victims, a worst and a mean say nothing beside one another.
     whole = [n for n in NETWORKS if all((name, n) in every for name in columns)]
-    for title, of in (("DER at worst", min), ("DER in the mean", _mean)):
+    for title, of in (("DER at worst", min), ("DER in the mean", mean)):
         if whole:
             figures = [of([der(every[name, n]) for n in whole]) for name in columns]
             shown = " | ".join(f"{figure:.3f}" for figure in figures)
@@ -97,16 +97,8 @@ def page_with(page: str) -> str:
     return between(page, BEGIN, END, table())
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def der(record: Record) -> float:
     return float(record["comparison"]["der"]["value"])
-
-
-def three(measured: Record) -> str:
-    return " / ".join(f"{points(measured, key):.1f}" for key in ("acc", "asr", "ra"))
 
 
 def cell_of(record: Record | None) -> str:

@@ -32,8 +32,9 @@ from scan_networks import images_of, name_of, networks
 from zoo import cells
 
 if TYPE_CHECKING:
+    from excise.attacks import Victim
     from excise.defenses import SoftPrune
-    from excise.types import Defense
+    from excise.types import DefenderData, Defense, LabelledImages
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records" / "trigger-free"
@@ -82,6 +83,37 @@ def settings(of: Defense | None = None) -> Record:
     return spec
 
 
+def prepared(
+    bundle: Path, spc: int, seed: int, count: int, data: dict[Any, Any]
+) -> tuple[Victim, Record, DefenderData, LabelledImages]:
+    """Return a network, how it was made, the defender's images, and those it is measured on.
+
+    Args:
+        bundle: of the zoo.
+        spc: clean images a class.
+        seed: draws them.
+        count: test images, at most.
+        data: images that were read before, by their source.
+    """
+    import torch
+
+    from excise.attacks import load_victim
+    from excise.data import defender_data
+    from excise.experiments.plant import pool_of
+    from excise.seeding import Rng
+
+    victim, card = load_victim(bundle)
+    made, images = card["made"], images_of(card, data)
+    pool = pool_of(images.train, made["seed"], made["data"]["victim_images"]).pool
+    step = max(1, len(images.test) // count)
+    return (
+        victim,
+        made,
+        defender_data(pool, spc=spc, rng=Rng(seed).child("sample")),
+        images.test.subset(torch.arange(0, len(images.test), step)[:count]),
+    )
+
+
 def repair(
     bundle: Path,
     spc: int,
@@ -102,30 +134,20 @@ def repair(
         audited: attack the repaired network.
         by: a method that is told nothing; without one, Soft-Prune.
     """
-    by = by or method()
-    import torch
-
-    from excise.attacks import load_victim
-    from excise.data import defender_data
-    from excise.experiments.plant import pool_of
     from excise.experiments.repair import Question, run_repair
     from excise.models import load_model
-    from excise.seeding import Rng
     from excise.types import AllToOne
 
-    victim, card = load_victim(bundle)
-    made = card["made"]
-    images = images_of(card, data)
-    pool = pool_of(images.train, made["seed"], made["data"]["victim_images"]).pool
-    test, backdoor = images.test, victim.backdoor
-    step = max(1, len(test) // count)
+    by = by or method()
+    victim, made, own, test = prepared(bundle, spc, seed, count, data)
+    backdoor = victim.backdoor
     twin = twin_of(bundle.name) if backdoor is not None else None
     question = Question(
         model=victim.model,
         method=by,
-        data=defender_data(pool, spc=spc, rng=Rng(seed).child("sample")),
+        data=own,
         seed=seed,
-        test=test.subset(torch.arange(0, len(test), step)[:count]),
+        test=test,
         backdoor=backdoor,
         twin=load_model(twin) if twin is not None else None,
         audited=audited,
@@ -238,6 +260,11 @@ def audits() -> str:
             said = " | ".join(passed[name] for name in attacks)
             lines.append(f"| {r['network']} | {r['spc']} | {rate([r], 'after', 'asr')} | {said} |")
     return "\n".join(lines)
+
+
+def three(measured: Record) -> str:
+    """Return ACC / ASR / RA in percent."""
+    return " / ".join(f"{points(measured, key):.1f}" for key in ("acc", "asr", "ra"))
 
 
 def points(rates: Record, key: str) -> float:
