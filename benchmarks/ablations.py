@@ -115,19 +115,14 @@ class Case:
 
     def smallest(self) -> Sequence[RecoveredTrigger]:
         """Return the smallest pattern and waves that lead to the class that was found."""
-        from excise.inversion import Spectral, Universal
+        from excise.inversion.finding import smallest
         from excise.types import RecoveredTrigger
 
         target = self.found()[0].target
         assert target is not None
-        found = []
-        for kind in (Universal, Spectral):
-            # As ``combined`` searches for one class alone.
-            search = kind(**{**kind.PRESETS["fast"], "batch_size": 24})
-            rng = self.rng.child(f"invert/{kind.__name__}")
-            some = search.search(self.victim.model, self.data.train, rng, classes=[target])
-            found += [RecoveredTrigger(one, target) for one in some.triggers.values()]
-        return found
+        rng = self.rng.child("invert")
+        found = smallest(target, self.victim.model, self.data.train, rng)
+        return [RecoveredTrigger(one, target) for one in found]
 
     def true(self) -> Sequence[RecoveredTrigger]:
         """Return the victim's own trigger, with its class."""

@@ -50,6 +50,7 @@ __all__ = [
     "as_floats",
     "ignore_round",
     "round_to_8_bits",
+    "within",
 ]
 
 Images = Float[Tensor, "n c h w"]
@@ -66,6 +67,16 @@ SUSPICIOUS = 0.5
 
 def ignore_round(row: Row) -> None:
     """Take a row and do nothing: the default progress callback."""
+
+
+def within(on_round: OnRound, part: str) -> OnRound:
+    """Return a callback that tells of every row which part of a larger job it belongs to."""
+
+    def tell(row: Row) -> None:
+        stage = row.get("stage")
+        on_round({**row, "stage": part if stage is None else f"{part}, {stage}"})
+
+    return tell
 
 
 def as_floats(images: Tensor) -> Images:

@@ -241,6 +241,15 @@ def test_the_command_plans_runs_and_says_what_it_did(grid_file, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["done"] == 4
 
 
+def test_a_machine_that_tells_neither_cores_nor_memory_sweeps_too(
+    grid_file, tmp_path, capsys, monkeypatch
+):
+    for told in ("sched_getaffinity", "sysconf"):  # macOS lacks the first, Windows both
+        monkeypatch.delattr(os, told, raising=False)
+    assert main(["sweep", str(grid_file), "--store", str(tmp_path / "s"), "--dry-run"]) == 0
+    assert "4 to do" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from tests.reference.test_universal import Pixels, noise
+from torch import nn
 
 from excise.detection import CombinedScan
 from excise.detection import combined as scanner
@@ -153,6 +154,27 @@ def test_the_scanner_alarms_from_the_threshold_on_and_says_what_it_rests_on(monk
 def test_an_architecture_without_calibration_says_so() -> None:
     said = CombinedScan(effort=0.1).scan(Pixels(), four(), Rng(0))
     assert any("not calibrated for this architecture" in note for note in said.notes)
+
+
+def test_every_round_says_how_far_the_search_is() -> None:
+    norm = nn.BatchNorm2d(4, momentum=1.0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(16, 4))
+    net(four().everything().floats())  # its memory is of images like those that are given
+    rows: list[dict[str, object]] = []
+    CombinedScan(effort=0.02).scan(net.eval(), four(), Rng(0), on_round=rows.append)
+    parts = list(dict.fromkeys(str(row["stage"]) for row in rows))
+    tests = [part for part in parts if part.startswith("test")]
+    assert [part.partition(": ")[2] for part in tests] == [
+        "margin, climb", "patch, search", "pattern, search", "smooth, search",
+        "memory, pattern, explain", "memory, waves, explain", "memory, warp, explain",
+    ]  # fmt: skip
+    assert [part[:11] for part in tests[:4]] == [f"test {n} of 5" for n in (1, 2, 3, 4)]
+    # Then the triggers of one class: small ones, and such as explain what is remembered.
+    assert parts[: len(tests)] == tests
+    assert len(parts) == len(tests) + 5
+    assert {part[:7] for part in parts[len(tests) :]} < {f"class {c}" for c in range(4)}
+    for row in rows:
+        assert row["round"] <= row["rounds"] if "round" in row else row["step"] <= row["steps"]
 
 
 def test_three_classes_are_too_few() -> None:

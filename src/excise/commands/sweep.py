@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from excise.experiments.grid import read_grid
 from excise.experiments.logging import Log, check_log, open_log
 from excise.experiments.store import Store
 from excise.experiments.sweep import Plan, plan_sweep, run_sweep
+from excise.machine import physical_memory, usable_cores
 
 __all__ = ["run"]
 
@@ -158,8 +158,8 @@ def _devices(name: str) -> tuple[str, ...]:
 def _usual_workers(devices: Sequence[str]) -> int:
     if devices[0] != "cpu":
         return len(devices)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 3_000_000_000))
+    cores, memory = usable_cores(), physical_memory()
+    return cores if memory is None else max(1, min(cores, memory // 3_000_000_000))
 
 
 def _plan_words(plan: Plan, workers: int) -> str:

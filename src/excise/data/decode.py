@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from excise.errors import DataError
+from excise.machine import physical_memory, usable_cores
 
 __all__ = [
     "MAX_PIXELS",
@@ -136,7 +136,7 @@ def decode(
     def read(chunk: list[tuple[int, tuple[str, Encoded]]]) -> list[tuple[Array, bool] | _Damaged]:
         return [_decode_one(encoded, wanted, channels or 3) for _, (_, encoded) in chunk]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         # Batches bound how many encoded pictures are held at a time.
         for batch in _batched(enumerate(pictures), _BATCH):
             chunks = list(_batched(batch, _CHUNK))
@@ -164,11 +164,8 @@ def decode(
 
 def _check_memory(count: int, shape: tuple[int, ...]) -> None:
     """Refuse what cannot lie in memory: asked for, it would be given until the machine stops."""
-    if not hasattr(os, "sysconf"):  # no POSIX
-        return
-    needed = count * math.prod(shape)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    needed, there = count * math.prod(shape), physical_memory()
+    if there is not None and needed > there:
         raise DataError(
             f"images that fit into this machine's memory of {there / 1e9:.0f} GB",
             got=f"{count:,} of {shape[2]}×{shape[1]} pixels, which take {needed / 1e9:,.0f} GB",

@@ -131,8 +131,9 @@ class MaskSearch:
             searching = [t for t in searching if not penalties[t].finished]
             found = [p.best for p in penalties if p.best is not None]
             history.append({
-                "stage": "search", "round": len(history) + 1, "searching": len(searching),
-                "found": len(found), **({"smallest": min(found)} if found else {}),
+                "stage": "search", "round": len(history) + 1, "rounds": self.rounds,
+                "searching": len(searching), "found": len(found),
+                **({"smallest": min(found)} if found else {}),
             })  # fmt: skip
             on_round(history[-1])
         triggers = tuple(MaskedTrigger(*pair) for pair in zip(*kept, strict=True))

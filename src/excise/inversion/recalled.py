@@ -24,7 +24,7 @@ from excise.inversion.spectral import Spectral
 from excise.inversion.universal import Universal
 from excise.seeding import Rng
 from excise.training import logits_of
-from excise.types import Images, OnRound, Trigger, ignore_round
+from excise.types import Images, OnRound, Trigger, ignore_round, within
 
 __all__ = ["KINDS", "Kind", "Recalled", "recall"]
 
@@ -111,7 +111,7 @@ def recall(
     before = answers(memory.images)
     found = {}
     for name, kind in KINDS.items():
-        trigger = kind.explaining(memory, None, rng.child(name), effort, on_round)
+        trigger = kind.explaining(memory, None, rng.child(name), effort, within(on_round, name))
         after = answers(trigger(memory.images))
         went = torch.bincount(after[after != before], minlength=classes).double()
         others = len(before) - torch.bincount(before, minlength=classes)

@@ -35,7 +35,7 @@ from excise.inversion.smooth import Smooth
 from excise.inversion.universal import Universal
 from excise.seeding import Rng
 from excise.training import Stopwatch
-from excise.types import LabelledImages, OnRound, Trigger, ignore_round
+from excise.types import LabelledImages, OnRound, Trigger, ignore_round, within
 
 __all__ = ["TESTS", "Suspects", "compare", "some_rounds"]
 
@@ -113,12 +113,16 @@ def compare(
     Raises:
         ModelError: logits that are not finite.
     """
+
+    def told(test: str) -> OnRound:
+        return within(on_round, f"test {TESTS.index(test) + 1} of {len(TESTS)}: {test}")
+
     clock = Stopwatch()
     climb = MarginClimb(**some_rounds(MarginClimb.PRESETS["fast"], effort, "steps"))
-    margins = climb.climb(model, images, rng.child("margin"), on_round)
+    margins = climb.climb(model, images, rng.child("margin"), told("margin"))
     clock.lap("margin")
     masks = MaskSearch(**some_rounds(MaskSearch.PRESETS["fast"], effort, "rounds"))
-    patches = masks.search(model, images, rng.child("patch"), on_round=on_round)
+    patches = masks.search(model, images, rng.child("patch"), on_round=told("patch"))
     clock.lap("patch")
     numbers = {
         "margin": tuple(None if m is None else -m for m in _logs(margins)),
@@ -127,12 +131,12 @@ def compare(
     for test, kind in _COMPARING.items():
         settings = some_rounds({**kind.PRESETS["fast"], "rounds": _COMPARED}, effort, "rounds")
         search = kind(**settings, keep=images.num_classes)
-        found = search.search(model, images, rng.child(test), on_round=on_round)
+        found = search.search(model, images, rng.child(test), on_round=told(test))
         numbers[test] = _logs(found.sizes)
         clock.lap(test)
     memory = Memory(model, images.floats())
     recalled = recall(
-        memory, images.num_classes, rng.child("memory"), effort=effort, on_round=on_round
+        memory, images.num_classes, rng.child("memory"), effort=effort, on_round=told("memory")
     )
     clock.lap("memory")
     flips = [one.flips for one in recalled.values()]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from excise.experiments.tasks import Task, described_error, perform
+from excise.machine import usable_cores
 
 __all__ = ["Engine", "Event", "Inline", "Local", "Schedule"]
 
@@ -135,7 +136,7 @@ class Local:
 
     def run(self, tasks: Sequence[Task], store: Path, shelves: Sequence[Path]) -> Iterator[Event]:
         """Yield what becomes of the tasks, as it happens."""
-        cores = self.cores or len(os.sched_getaffinity(0))
+        cores = self.cores or usable_cores()
         threads = max(1, cores // self.workers)
         schedule = Schedule(tasks)
         count = min(self.workers, len(tasks))
