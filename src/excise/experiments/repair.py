@@ -6,10 +6,8 @@ the network before and after it, and the pruning curve is replayed from what it 
 
 from __future__ import annotations
 
-import copy
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,10 +31,11 @@ from excise.evaluation import (
 from excise.experiments.doubts import doubts
 from excise.experiments.environment import environment, peak_memory_mib
 from excise.experiments.pictures import trigger_pictures
+from excise.experiments.pruning_curve import filter_map, pruning_curve, rebuilt
 from excise.experiments.recovered import COUNTED, recovered_triggers
 from excise.files import whole_directory, write_bytes, write_json
 from excise.inversion import Combined, Oracle
-from excise.models import Network, apply_edits, device_of, trace, write_model
+from excise.models import Network, Unit, device_of, trace, write_model
 from excise.registry import spec_of
 from excise.reports import write_report
 from excise.seeding import Rng
@@ -45,7 +44,6 @@ from excise.types import (
     Backdoor,
     DefenderData,
     Defense,
-    Edit,
     Evidence,
     Inverter,
     LabelledImages,
@@ -150,6 +148,7 @@ def run_repair(
         question.model, question.data, rng.child("method"), on_round=on_round
     )
     seconds = {**repair.seconds, "repair": time.perf_counter() - began}
+    units = trace(question.model, question.data.train.floats()[:2])
     record: dict[str, Any] = {
         "version": RECORD_VERSION,
         "kind": "repair",
@@ -162,7 +161,7 @@ def run_repair(
             **question.described,
         },
         "edits": [[e.kind, e.layer, e.index, e.round] for e in repair.edits],
-        "filters": _filter_map(question, repair),
+        "filters": filter_map(repair, units),
         "history": [dict(row) for row in repair.history],
         "assumed": list(repair.assumed),
         "notes": list(repair.notes),
@@ -170,7 +169,7 @@ def run_repair(
         "environment": environment(device),
     }
     on_stage("measuring")
-    measured, pictures = _measure(question, repair, rng, doubted)
+    measured, pictures = _measure(question, repair, units, rng, doubted)
     record |= measured
     if question.audited:
         on_stage("attacking the repaired network")
@@ -228,7 +227,11 @@ def _images(question: Question) -> LabelledImages:
 
 
 def _measure(
-    question: Question, repair: Repair, rng: Rng, doubted: tuple[Finding, ...]
+    question: Question,
+    repair: Repair,
+    units: Sequence[Unit],
+    rng: Rng,
+    doubted: tuple[Finding, ...],
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what the test images say; without any, the defender's own, and a warning."""
     test, images = question.test, _images(question)
@@ -236,7 +239,7 @@ def _measure(
     assert before is not None
     pruned = None
     if repair.edits and any(row.get("stage") == "tune" for row in repair.history):
-        pruned = question.measure(_rebuilt(question, repair.edits), images)
+        pruned = question.measure(rebuilt(question.model, repair.edits, units), images)
     after = question.measure(repair.model, images)
     comparison = compare(before, after, rng.child("evaluate"), floor)
     checked = check(
@@ -274,7 +277,14 @@ def _measure(
         "after": after.to_json(),
         "floor": floor.to_json() if floor else None,
         "comparison": comparison.to_json(),
-        "curve": _curve(question, repair, images),
+        "curve": pruning_curve(
+            question.model,
+            repair,
+            images,
+            question.measure,
+            units=units,
+            count=question.curve_images,
+        ),
         "checks": findings,
         "verdict": voided(verdict, doubted).to_json(),
         "pictures": shown,
@@ -282,87 +292,6 @@ def _measure(
         "triggers": found,
         "tried_on": {"images": min(len(images), COUNTED), "unseen": test is not None},
     }, pictures | files
-
-
-def _rebuilt(question: Question, edits: tuple[Edit, ...]) -> nn.Module:
-    """Return the given network with ``edits`` made, as it was before fine-tuning."""
-    model = copy.deepcopy(question.model)
-    apply_edits(model, edits, trace(model, question.data.train.floats()[:2]))
-    return model
-
-
-#: Rounds of a long pruning that its curve shows.
-_CURVE_POINTS = 60
-
-
-def _curve(question: Question, repair: Repair, images: LabelledImages) -> list[dict[str, Any]]:
-    """Replay every pruning round on some test images, the undone rounds too.
-
-    A long pruning is shown by at most ``_CURVE_POINTS`` of its rounds, evenly spaced.
-    """
-    rounds = _rounds(repair)
-    if not rounds or question.curve_images <= 0:
-        return []
-    shown = {*range(0, len(rounds) + 1, math.ceil(len(rounds) / _CURVE_POINTS)), len(rounds)}
-    step = max(1, len(images) // question.curve_images)
-    some = images.subset(torch.arange(0, len(images), step))
-    model = copy.deepcopy(question.model)
-    units = trace(model, question.data.train.floats()[:2])
-    kept = {edit.round for edit in repair.edits}
-    curve = []
-    for number in range(len(rounds) + 1):
-        made = rounds[number - 1] if number else ()
-        apply_edits(model, made, units)
-        if number not in shown:
-            continue
-        measured = question.measure(model, some)
-        one = made[0] if len(made) == 1 else None
-        curve.append({
-            "round": number,
-            "layer": one.layer if one else None,
-            "index": one.index if one else None,
-            "acc": measured.acc.value,
-            "asr": measured.asr.value if measured.asr else None,
-            "ra": measured.ra.value if measured.ra else None,
-            "kept": not number or made[0].round in kept,
-            "n": len(some),
-        })  # fmt: skip
-    return curve
-
-
-def _rounds(repair: Repair) -> list[tuple[Edit, ...]]:
-    """Return what each pruning round cut, kept or not; the edits alone where no row names them."""
-    rows = [row for row in repair.history if row.get("stage") == "prune" and "layer" in row]
-    if rows:
-        return [(_edit(row),) for row in rows]
-    by_round: dict[int, list[Edit]] = {}
-    for edit in repair.edits:
-        if edit.index is not None:
-            by_round.setdefault(edit.round, []).append(edit)
-    return [tuple(by_round[number]) for number in sorted(by_round)]
-
-
-def _edit(row: Mapping[str, Any]) -> Edit:
-    kind = str(row.get("kind", "silence"))
-    return Edit(kind, str(row["layer"]), int(row["index"]), int(row["round"]))
-
-
-def _filter_map(question: Question, repair: Repair) -> list[dict[str, Any]]:
-    """Return every convolution, first to last, and which of its filters were cut.
-
-    A channel of a batch norm that belongs to one convolution counts as that one's filter.
-    """
-    units = trace(question.model, question.data.train.floats()[:2])
-    filters = {unit.layer: unit.layer for unit in units}
-    filters |= {unit.owner: unit.layer for unit in units if unit.owner is not None}
-    cut: dict[str, set[int]] = {unit.layer: set() for unit in units}
-    for edit in repair.edits:
-        if edit.index is not None and edit.layer in filters and edit.kind != "feature":
-            cut[filters[edit.layer]].add(edit.index)
-    return [
-        {"layer": unit.layer, "filters": unit.filters, "cut": sorted(cut[unit.layer])}
-        for unit in units
-    ]
 
 
 def _data_spec(data: DefenderData) -> dict[str, Any]:

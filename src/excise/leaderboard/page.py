@@ -25,8 +25,9 @@ import pyarrow as pa
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from excise.leaderboard.instances import MEASURES, instances
 from excise.leaderboard.published import beside
-from excise.leaderboard.ranking import MEASURES, Ranking, instances
+from excise.leaderboard.ranking import Ranking
 from excise.leaderboard.runs import Runs
 from excise.leaderboard.table import method, plain_lines, plain_sentences
 from excise.reports import formats

@@ -1,8 +1,6 @@
 """Who is best, by how much, and how sure that is: on the runs that all the ranked ones share.
 
-Words of this file: an *entrant* is what is ranked, by default a defense (one for each way its
-fields were set). An *instance* is one victim and one budget: every setting that is not the
-entrant's, the seed included. A *cell* is an instance without its seed.
+What entrants, instances and cells are: :mod:`.instances`.
 
 A hole flatters nobody: an entrant is ranked only on instances that every ranked entrant finished.
 Those that finished too few of them are listed, not ranked.
@@ -20,57 +18,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from excise.errors import SpecError, nearest
-from excise.leaderboard.runs import Runs, natural
-
-__all__ = ["MEASURES", "ORDERS", "Figure", "Ranking", "Standing", "instances", "rank"]
-
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of a run that entrants are compared by.
-
-    Args:
-        name: what it is called in outputs.
-        label: what a person reads.
-        query: SQL over a run's columns.
-        more: whether more of it is better.
-        needed: whether an instance counts only where it was measured.
-    """
-
-    name: str
-    label: str
-    query: str
-    more: bool
-    needed: bool = True
-
-
-MEASURES = (
-    Measure("der", "DER", "der", True),
-    Measure("acc", "ACC", '"after.acc"', True),
-    Measure("asr", "ASR", '"after.asr"', False),
-    Measure("ra", "RA", '"after.ra"', True),
-    Measure("drop", "ACC drop", '"before.acc" - "after.acc"', False, False),
-    Measure("seconds", "seconds", "seconds", False, False),
+from excise.leaderboard.instances import (
+    MEASURES,
+    Floats,
+    Indices,
+    Instances,
+    Measure,
+    instances,
 )
+from excise.leaderboard.runs import Runs
+
+__all__ = ["ORDERS", "Figure", "Ranking", "Standing", "rank"]
+
 ORDERS = tuple(f"{worst}{m.name}" for worst in ("", "worst-") for m in MEASURES)
 
-#: What tells two victims apart; the defender's budget and what is done with it do not.
-_VICTIM = (
-    "data", "image_size", "limit", "model", "recipe", "victim_images", "half", "attack", "seed",
-    "victim_seed",
-)  # fmt: skip
+#: Victims, fewer than which are too few to resample.
 _FEW = 10
-_ENTRANTS = 500
 
 
 @dataclass(frozen=True)
@@ -162,68 +132,6 @@ class Ranking:
     def ranked(self) -> tuple[Standing, ...]:
         """Those that have a rank."""
         return tuple(s for s in self.standings if s.rank is not None)
-
-
-@dataclass(frozen=True, eq=False)
-class Instances:
-    """Runs numbered by entrant, instance, cell and victim; arrays have one element a run."""
-
-    names: tuple[str, ...]
-    values: tuple[dict[str, str], ...]
-    entrant: Indices
-    instance: Indices
-    cell: Indices
-    victim: Indices
-    done: npt.NDArray[np.bool_]
-    figures: dict[str, Floats]
-    labels: tuple[str, ...] = field(repr=False)
-    cell_labels: tuple[str, ...] = field(repr=False)
-
-
-def instances(runs: Runs, by: Sequence[str] = ("defense",)) -> Instances:
-    """Number the runs by entrant, instance, cell and victim.
-
-    Raises:
-        SpecError: ``by`` names no axis of the runs, or tells too many entrants apart.
-    """
-    for axis in by:
-        runs.check_axis(axis)
-    own = [a for a in runs.axes if any(a == b or a.startswith(f"{b}.") for b in by)]
-    others = [a for a in runs.axes if a not in own]
-    cells = [a for a in others if a != "seed"]
-    victims = [a for a in others if a.split(".")[0] in _VICTIM]
-    entrant, count = _numbered(runs, own)
-    if count > _ENTRANTS:
-        raise SpecError(
-            f"at most {_ENTRANTS} of what is ranked",
-            got=f"{count:,} by {', '.join(by)}",
-            remedy="Choose another --by, or fewer runs with --where.",
-        )
-    instance, _ = _numbered(runs, others)
-    cell, _ = _numbered(runs, cells)
-    victim, _ = _numbered(runs, victims)
-    said = [a for a in runs.varying if a in own or a in by]
-    values = _values_of(runs, [*by, *(a for a in said if a not in by)], entrant, count)
-    names = _unique([_name(by, value) for value in values])
-    order = sorted(range(count), key=lambda e: [natural(word) for word in names[e].split(",")])
-    place = np.empty(count, np.int64)
-    place[order] = np.arange(count)
-    numbers = runs.sql(
-        f"SELECT status = 'done', {', '.join(m.query for m in MEASURES)} FROM runs"
-    )  # fmt: skip
-    table = np.array(numbers, dtype=np.float64).reshape(-1, len(MEASURES) + 1)
-    return Instances(
-        names=tuple(names[e] for e in order),
-        values=tuple(values[e] for e in order),
-        entrant=place[entrant],
-        instance=instance,
-        cell=cell,
-        victim=victim,
-        done=table[:, 0] == 1,
-        figures={m.name: table[:, i] for i, m in enumerate(MEASURES, 1)},
-        labels=_labels(runs, [a for a in runs.varying if a in others], instance),
-        cell_labels=_labels(runs, [a for a in runs.varying if a in cells], cell),
-    )
 
 
 def rank(
@@ -512,63 +420,6 @@ class _Contest:
             if means:
                 found[part] = means
         return found
-
-
-def _numbered(runs: Runs, axes: Sequence[str]) -> tuple[Indices, int]:
-    """Return a number from 0 for every run, the same for runs equal on all ``axes``."""
-    ids = np.zeros(runs.table.num_rows, np.int64)
-    for axis in axes:
-        codes = runs.table.column(axis).combine_chunks().dictionary_encode(null_encoding="encode")
-        own = codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        if len(own) and own.max() > 0:
-            _, ids = np.unique(ids * (own.max() + 1) + own, return_inverse=True)
-    return ids.astype(np.int64), int(ids.max()) + 1 if len(ids) else 0
-
-
-def _values_of(runs: Runs, axes: Sequence[str], ids: Indices, count: int) -> list[dict[str, str]]:
-    """Return what each group of equal runs is called on every axis that it has."""
-    _, first = np.unique(ids, return_index=True)
-    rows = runs.table.select(list(dict.fromkeys(axes))).take(first).to_pylist()
-    assert len(rows) == count
-    return [{a: v for a, v in row.items() if v is not None} for row in rows]
-
-
-def _labels(runs: Runs, axes: Sequence[str], ids: Indices) -> tuple[str, ...]:
-    count = int(ids.max()) + 1 if len(ids) else 0
-    if not axes:
-        return ("everything",) * count
-    rows = _values_of(runs, axes, ids, count)
-    return tuple(" · ".join(_said(a, v) for a, v in row.items()) for row in rows)
-
-
-def _said(axis: str, value: str) -> str:
-    """Return a value so that a person knows which axis it is of."""
-    if axis in ("data", "model", "attack", "defense"):
-        return value
-    return f"SPC {value}" if axis == "spc" else f"{axis} {value}"
-
-
-def _name(by: Sequence[str], values: dict[str, str]) -> str:
-    parts = []
-    for axis in by:
-        fields = [
-            f"{name.removeprefix(axis + '.')}={value}"
-            for name, value in values.items()
-            if name.startswith(f"{axis}.") and name not in by
-        ]
-        value = values.get(axis, "none said")
-        plain = value if len(by) == 1 else _said(axis, value)
-        parts.append(",".join([plain, *fields]))
-    return " · ".join(parts)
-
-
-def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
 
 
 def _sums(

@@ -13,8 +13,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from excise.leaderboard.instances import MEASURES
 from excise.leaderboard.published import Beside, beside
-from excise.leaderboard.ranking import MEASURES, Figure, Ranking, Standing
+from excise.leaderboard.ranking import Figure, Ranking, Standing
 from excise.leaderboard.runs import Runs
 from excise.reports.formats import clean, percent, value_text
 
