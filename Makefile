@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## create .venv and install Excise with its development tools
 
-demo: install    ## plant a backdoor, find it, repair it, report it; downloads no data
+demo: install    ## plant a backdoor, cut it out with Grad-Prune, which is told it, report it; downloads no data
 	$(BIN)/excise demo
 
 # One thread a worker: two torch processes of two threads each starve one another on two cores.

@@ -184,7 +184,8 @@ def tables(spcs: Iterable[int] = (2, 10, 100)) -> str:
         "",
         "S of every larger network, and in brackets margin + patch + pattern + smooth + memory of "
         "the suspected class, of each of which 2 count at most; **bold**: an alarm; *wrong*: "
-        "another class than the target.",
+        "another class than the target. Victims with an ASR below 50 % are listed, but not counted "
+        "above.",
         "",
         "| network | ASR | " + " | ".join(f"SPC {spc}" for spc in spcs) + " |",
         "|-|-|" + "-|" * len(list(spcs)),

@@ -261,7 +261,7 @@ METHODS: tuple[Method, ...] = (
         "stable", "excise.defenses.grad_prune:GradPrune", lowers_asr=True,
     ),
     Method(
-        "defense", "soft-prune", "cuts filters in part, by the gradient of unlearning; ours",
+        "defense", "soft-prune", "weakens kernels, by the gradient of unlearning; ours",
         "", "experimental", "excise.defenses.soft_prune:SoftPrune", lowers_asr=True, version=3,
     ),
     Method(
