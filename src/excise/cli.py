@@ -44,6 +44,7 @@ COMMANDS = {
 _PLACE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
     errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EEXIST,
+    errno.EBUSY, errno.EXDEV,
 }  # fmt: skip
 
 

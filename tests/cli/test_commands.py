@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from torch import nn
 
 from excise.attacks import Victim, save_victim
 from excise.cli import COMMANDS, main
+from excise.commands import demo
 from excise.data import listing, load_data, to_png
 from excise.data.decode import decode
-from excise.models import build_model
+from excise.errors import DataError
+from excise.models import build_model, save_bundle
 from excise.seeding import Rng
 from excise.testing import Planted
 
@@ -117,7 +121,7 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["spec"]["data"]["validation_per_class"] == [1] * 10
     assert "never saw" in record["spec"]["data"]["pool"]
     assert record["before"]["n"] == 535
-    assert not any(f["name"] == "splits-overlap" for f in record["checks"])
+    assert not any(f["name"] == "test-images-seen" for f in record["checks"])
     assert str(tmp_path) not in json.dumps({**record, "command": ""}), "a record names no path"
 
     page = (out / "report.html").read_bytes()
@@ -204,6 +208,217 @@ def test_a_class_map(victim: Path, folder: Path, tmp_path: Path) -> None:
     order.write_text(json.dumps(names))
     arguments = ["evaluate", victim, "--images", folder, "--json"]
     assert run(*arguments, "--class-map", order) == 0
+
+
+@pytest.fixture
+def weights(planted: Planted, tmp_path: Path) -> Path:
+    """The planted network as a weights file, whose outputs nobody named."""
+    path = tmp_path / "net.safetensors"
+    save_file(planted.model.body.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def told(planted: Planted) -> list[object]:
+    """What has to be said of a weights file of the planted network."""
+    model = planted.model
+    return ["--arch", model.arch, "--classes", 10, "--channels", 1, "--image-size", 8,
+            "--mean", *model.mean, "--std", *model.std]  # fmt: skip
+
+
+def accuracy(capsys: pytest.CaptureFixture[str], *arguments: object) -> float:
+    capsys.readouterr()
+    assert run("evaluate", *arguments, "--json") == 0
+    return float(json.loads(capsys.readouterr().out)["before"]["acc"]["value"])
+
+
+def renamed(folder: Path, names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        (folder / str(i)).rename(folder / name)
+
+
+#: Names whose order as text is that of the digits, and whose order as numbers is not.
+TEXT_ORDER = ["1", "10", "11", "12", "2", "3", "4", "5", "6", "7"]
+
+
+def test_a_repaired_bundle_knows_which_class_each_output_is(
+    weights: Path,
+    told: list[object],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for digit in range(10):
+        (folder / str(digit)).rename(folder / f"d{digit}")
+    for digit, name in enumerate(TEXT_ORDER):
+        (folder / f"d{digit}").rename(folder / name)
+    given = accuracy(capsys, weights, "--images", folder, *told)
+    assert given > 0.9
+    out = tmp_path / "out"
+    assert run("repair", weights, "--images", folder, "--spc", 4, "--method", "none",
+               "--out", out, *told) == 0  # fmt: skip
+    assert json.loads((out / "card.json").read_text())["classes"] == TEXT_ORDER
+    assert accuracy(capsys, out, "--images", folder) == given
+
+
+def test_names_of_a_bundle_stand_whatever_else_is_said_of_it(
+    planted: Planted,
+    told: list[object],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"{9 - i}-th" for i in range(10)]  # as text the other way round
+    renamed(folder, names)
+    model = copy.deepcopy(planted.model)
+    model.classes = tuple(names)
+    bundle = tmp_path / "named"
+    save_bundle(bundle, model, {})
+    plain = accuracy(capsys, bundle, "--images", folder)
+    assert plain > 0.9
+    assert accuracy(capsys, bundle, "--images", folder, *told) == plain
+
+
+def test_test_images_of_other_classes_are_not_matched_by_their_number(
+    weights: Path,
+    told: list[object],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    held_out = tmp_path / "held-out"
+    shutil.copytree(folder, held_out)
+    (held_out / "0").rename(held_out / "zero")
+    said = refused(capsys, "repair", weights, "--images", folder, "--test", held_out,
+                   "--method", "none", "--out", tmp_path / "out", *told)  # fmt: skip
+    assert "zero" in said
+
+
+def test_figures_of_the_defenders_own_images_void_the_verdict(
+    victim: Path, folder: Path, tmp_path: Path
+) -> None:
+    asked = ("repair", victim, "--images", folder, "--method", "none", "--out", tmp_path / "out")
+    assert run(*asked, "--test", folder) == 1
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["verdict"]["status"] == "void"
+    assert "test images too" in record["verdict"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "fp", "--method", "none"],
+        ["--method=fp", "--method=none"],
+        ["--method", "none", "--curve_images", "0"],
+    ],
+)
+def test_what_is_asked_for_is_what_runs(victim: Path, tmp_path: Path, flags: list[str]) -> None:
+    out = tmp_path / "out"
+    assert run("repair", victim, "--images", "digits", "--spc", 2, *flags, "--out", out) in (0, 1)
+    record = json.loads((out / "record.json").read_text())
+    assert record["spec"]["defense"] == {"name": "none"}
+
+
+def test_presets_are_read_however_the_flag_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, flag in enumerate(("--recipe-preset", "--recipe_preset")):
+        assert run("plant", "--attack", "none", "--data", "digits", "--model",
+                   "excise:preactresnet18,width=2", flag, "fast", "--recipe.epochs", 1,
+                   "--out", tmp_path / str(i), "--json") == 0  # fmt: skip
+    made = [json.loads((tmp_path / name / "card.json").read_text())["made"] for name in "01"]
+    assert made[0]["recipe"] == made[1]["recipe"]
+    assert made[0]["recipe"]["learning_rate"] == 0.1
+
+
+def test_a_repaired_victims_defender_is_kept_from_what_it_was_trained_on_too(
+    victim: Path, tmp_path: Path
+) -> None:
+    given = victim
+    for name in ("first", "second"):
+        out = tmp_path / name
+        run("repair", given, "--images", "digits", "--spc", 2, "--method", "none", "--out", out)
+        record = json.loads((out / "record.json").read_text())
+        assert "never saw" in record["spec"]["data"]["pool"]
+        given = out
+
+
+@pytest.mark.parametrize("name", ["pictures", "pictures/", "./pictures", "elsewhere/../pictures"])
+def test_one_folder_has_many_names(
+    victim: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    card = json.loads((victim / "card.json").read_text())
+    card["made"]["data"]["source"] = str(folder)
+    (victim / "card.json").write_text(json.dumps(card))
+    run("repair", victim, "--images", name, "--spc", 2, "--method", "none", "--out", "out")
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert "never saw" in record["spec"]["data"]["pool"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("made", "here"),
+        ("made", {"data": {"source": "digits", "victim_images": 0.5}}),
+        ("made", {"seed": 0, "data": ["digits"]}),
+        ("made", {"seed": 0, "data": {"source": "digits", "victim_images": None}}),
+        ("measured", ["asr"]),
+        ("measured", {"asr": 0.5}),
+    ],
+)
+def test_a_card_that_says_nonsense_of_its_making_is_refused(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    card = json.loads((victim / "card.json").read_text()) | {key: value}
+    (victim / "card.json").write_text(json.dumps(card))
+    said = refused(capsys, "repair", victim, "--images", "digits", "--spc", 2, "--method", "none",
+                   "--out", tmp_path / "out")  # fmt: skip
+    assert f"a card whose '{key}'" in said
+
+
+@pytest.mark.parametrize(
+    ("there", "goes_on"), [(".victim.checkpoints", True), ("thesis.txt", False)]
+)
+def test_an_interrupted_demo_goes_on_and_replaces_nobody_elses_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, there: str, goes_on: bool
+) -> None:
+    def planted(*arguments: object, **named: object) -> None:
+        raise DataError("a test", got="no training", remedy="")
+
+    monkeypatch.setattr(demo, "plant", planted)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / there).touch()
+    said = refused(capsys, "demo", "--out", tmp_path / "demo")
+    assert ("no training" in said) is goes_on
+    assert (tmp_path / "demo" / there).exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", "record.json", "card.json"])
+def test_overwrite_takes_no_directory_of_somebody_elses(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / "project"
+    out.mkdir()
+    (out / name).write_text('{"results": []}')
+    (out / "main.py").write_text("print()")
+    asked = ("repair", victim, "--images", "digits", "--spc", 2, "--method", "none", "--overwrite")
+    assert "a directory that Excise wrote" in refused(capsys, *asked, "--out", out)
+    assert (out / "main.py").exists()
+    assert "got" in refused(capsys, *asked, "--out", out / "main.py")
+    assert (out / "main.py").read_text() == "print()"
+
+
+def test_the_directory_a_command_runs_in_is_not_its_output(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    here = tmp_path / "empty" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    asked = ("repair", victim, "--images", "digits", "--spc", 2, "--method", "none", "--overwrite")
+    for out in (".", here, ".."):
+        assert "an output directory of its own" in refused(capsys, *asked, "--out", out)
 
 
 # --- list and help --------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_check_runs_every_check_and_puts_the_gravest_first(hand):
         ("target-class-counted", "problem"),
         ("target-class-counted", "problem"),
         ("splits-overlap", "problem"),
-        ("splits-overlap", "problem"),
+        ("test-images-seen", "problem"),
         ("training-mode", "problem"),
         ("shared-weights", "problem"),
         ("training-mode", "warning"),
@@ -193,11 +193,20 @@ def test_splits_overlap_with_the_test_images(hand):
     test = data(hand, range(20))
     defender = DefenderData(data(hand, [25, 3]), data(hand, [30, 7, 8]), "")
     (found,) = c.splits_overlap(test, defender)
-    assert (found.name, found.level) == ("splits-overlap", "problem")
+    assert (found.name, found.level) == (c.SEEN, "problem")
     assert "3 of the defender's 5 images are test images" in found.message
     assert c.splits_overlap(test, DefenderData(data(hand, [25]), data(hand, [30]), "")) == ()
     assert c.splits_overlap(test, None) == ()
     assert c.splits_overlap(None, defender) == ()
+
+
+def test_one_image_of_many_that_a_data_set_repeats_is_a_warning(hand):
+    images = torch.rand(200, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    many = LabelledImages(images, torch.zeros(200, dtype=torch.int64), ("a", "b"))
+    for shared, level in ((2, "warning"), (3, "problem")):
+        test = many.subset(torch.arange(shared))
+        (found,) = c.splits_overlap(test, DefenderData(many, None, ""))
+        assert (found.name, found.level) == (c.SEEN, level)
 
 
 def test_splits_overlap_in_the_defenders_own(hand):

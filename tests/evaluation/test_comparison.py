@@ -215,3 +215,9 @@ def test_a_handful_of_images_of_the_target_is_certain_of_little(hand, lost, of, 
     same = compare(old, old, Rng(0)).target_recall_loss
     assert same.low < -0.1
     assert same.high > 0.1
+
+
+def test_a_handful_of_images_is_certain_of_little_accuracy(hand):
+    e = hand.evaluation([0, 1, 2, 1, 0], [0, 1, 2, 1, 0])
+    same = compare(e, e, Rng(0)).delta_acc
+    assert (same.value, same.low < -0.4, same.high > 0.4) == (0, True, True)

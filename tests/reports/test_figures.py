@@ -88,6 +88,14 @@ def test_the_curve_in_words():
     assert figures.curve_summary(rounds(1, 0.5, kept=0), None).startswith("No round was kept.")
 
 
+def test_rounds_between_the_points_of_a_long_curve_count_too():
+    every = rounds(*[1 - n / 250 for n in range(201)], kept=187)
+    some = [r for r in every if r.round % 4 == 0 or r.round == 187]
+    words = figures.curve_summary(some, None)
+    assert words.startswith("Over 187 rounds,")
+    assert words.endswith("13 further rounds were tried and undone.")
+
+
 @pytest.mark.parametrize("values", [[0.5, 0.5, 0.5], [0, 0, 0], [1, 1, 1], [0.2, 0.9], []])
 def test_labels_keep_their_distance_and_stay_inside(values):
     heights = sorted(figures._spread(values, 0.1))

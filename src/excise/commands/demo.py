@@ -61,8 +61,9 @@ class Demo:
 def run(arguments: list[str]) -> int:
     """Run the demo; 0 if the network is repaired, 1 if not."""
     asked = flags(Demo, arguments, "demo")
-    # Only a directory that an earlier demo made is replaced.
-    check_free(asked.out, overwrite=(asked.out / "victim" / "card.json").is_file())
+    # Only a directory that an earlier demo made is replaced, or one that was interrupted.
+    begun = asked.out.is_dir() and all(p.name.startswith(".victim.") for p in asked.out.iterdir())
+    check_free(asked.out, overwrite=begun or (asked.out / "victim" / "card.json").is_file())
     console = Console(highlight=False)
     with Story() as story:
         data = load_data("digits")

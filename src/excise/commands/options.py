@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,15 +37,25 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: What an interrupted run leaves beside the directory that it was to make.
+_LEFT = re.compile(r"\..+\.(checkpoints|part|old)")
 
-def said(arguments: Sequence[str], flag: str, default: str) -> str:
-    """Return the value of ``flag`` before the real parse, since it decides what flags there are."""
+
+def said(arguments: Sequence[str], flag: str, default: T) -> str | T:
+    """Return the value of ``flag`` before the real parse, since it decides what flags there are.
+
+    As the parser does it takes ``_`` for ``-``, and the last where a flag is repeated.
+    """
+    found: str | T = default
     for i, word in enumerate(arguments):
-        if word == flag and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return default
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") != flag:
+            continue
+        if equals:
+            found = value
+        elif i + 1 < len(arguments):
+            found = arguments[i + 1]
+    return found
 
 
 def flags(command: type[T], arguments: Sequence[str], name: str, **defaults: Any) -> T:
@@ -102,7 +113,7 @@ def check_free(
 
     Raises:
         DataError: it exists and overwriting was not asked for, or it is or holds an input, or it is
-            a directory that Excise did not write; or nothing can be written there.
+            a directory that Excise did not write; or nothing can be written there, or only into it.
     """
     for given in inputs:
         read = Path(str(given)) if given else None
@@ -112,12 +123,21 @@ def check_free(
                 got=f"{out}, where {read} would be replaced",
                 remedy="Choose another --out.",
             )
-    if overwrite and out.is_dir() and not _ours(out):
-        raise DataError(
-            "--overwrite of a directory that Excise wrote",
-            got=f"{out}, without a record, card or page",
-            remedy="Choose another --out, or move it away yourself.",
-        )
+    if kind == "directory" and out.exists():
+        # A directory appears whole, by a move into its place; these cannot be moved away.
+        here = Path.cwd().resolve()
+        if out.resolve() in (here, *here.parents) or out.is_mount():
+            raise DataError(
+                "an output directory of its own",
+                got=f"{out}, {'a mounted one' if out.is_mount() else 'where this command runs'}",
+                remedy=f"Name one inside it: --out {out / 'result'}",
+            )
+        if overwrite and not _ours(out):
+            raise DataError(
+                "--overwrite of a directory that Excise wrote",
+                got=f"{out}, {'without our record or card' if out.is_dir() else 'a file'}",
+                remedy="Choose another --out, or move it away yourself.",
+            )
     if out.exists() and not overwrite:
         raise DataError(
             f"an output {kind} that does not exist yet",
@@ -138,8 +158,22 @@ def _holds(out: Path, read: Path) -> bool:
 
 
 def _ours(out: Path) -> bool:
-    marks = ("record.json", "card.json", "report.html", "victim/card.json")
-    return not any(out.iterdir()) or any((out / mark).is_file() for mark in marks)
+    """Return whether a directory holds a record or card that Excise wrote, or nothing but what an
+    interrupted run left."""
+    if not out.is_dir():
+        return False
+    return all(_LEFT.fullmatch(entry.name) for entry in out.iterdir()) or any(
+        "version" in said and ("kind" in said or str(said.get("created_by")).startswith("excise"))
+        for mark in ("record.json", "card.json", "victim/card.json")
+        if isinstance(said := _json(out / mark), dict)
+    )
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:
@@ -206,15 +240,14 @@ class Given:
         """List images, to be read as the network takes them, and say how classes meet outputs.
 
         The order of classes comes from ``class_map``, else from the network's own class names,
-        else from the sorted names of the folders, which the returned sentence states.
+        else from the sorted names of the folders, which the returned sentence states. A network
+        without names of its own has these from then on: for other images, and where it is written.
 
         Raises:
             DataError: the classes do not match the outputs.
         """
         channels, height, width = network.input_shape
-        # A weights file of which only the number of classes was said has no names of its own.
-        nameless = self.arch is not None and (self.classes is None or self.classes.isdecimal())
-        names = self.class_map or (None if nameless else network.classes)
+        names = self.class_map or (network.classes if network.named else None)
         images = list_images(
             source,
             classes=names,
@@ -230,6 +263,7 @@ class Given:
                 remedy="Give --class-map FILE.json: folder names in the order of the outputs, or "
                 "{folder: output}.",
             )
+        network.name(images.classes)
         return images, describe_classes(images, given=names is not None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import opened
+from excise.commands.defender import opened, planted, planted_asr
 from excise.commands.options import (
     Given,
     backdoor_of,
@@ -100,7 +101,7 @@ def run(arguments: list[str]) -> int:
     fields = dict(preset("defense", method, named))
     if _takes_inverter(method):
         fields["inverter"] = _inverter(inverter, None)
-    elif "--inverter" in {argument.partition("=")[0] for argument in arguments}:
+    elif said(arguments, "--inverter", None) is not None:
         raise SpecError(
             "--inverter for a defense that uses triggers",
             got=f"--method {method}, which uses none",
@@ -128,14 +129,14 @@ def run(arguments: list[str]) -> int:
     device = device_named(asked.device)
     with Story() as story:
         story.stage(f"reading {asked.model} and {asked.images}")
-        question = _question(asked, device, story)
+        question, card = _question(asked, device, story)
         outcome = run_repair(
             question,
             command=command_line("repair", arguments),
             on_round=story.round,
             on_stage=story.stage,
         )
-        page = write_outcome(asked.out, outcome, {"repaired_from": _origin(asked.model)})
+        page = write_outcome(asked.out, outcome, _origin(asked.model, card))
     if asked.json:
         print_json(outcome.record)
     else:
@@ -156,7 +157,10 @@ def run(arguments: list[str]) -> int:
     return 0 if outcome.record["verdict"]["ok"] else 1
 
 
-def _question(asked: Repair, device: torch.device, story: Story) -> Question:
+def _question(
+    asked: Repair, device: torch.device, story: Story
+) -> tuple[Question, Mapping[str, Any]]:
+    """Return what is to be done, and the card of the given network."""
     network, card, mine, pool = opened(asked.given, asked.model, asked.images, device, story)
     backdoor = backdoor_of(asked.trigger, network) if asked.trigger else None
     takes_inverter = _takes_inverter(asked.method)
@@ -178,11 +182,10 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
     if asked.audit:
         split.data.held_out("--audit")
     trigger = backdoor.trigger if backdoor else None
-    planted = (card.get("measured") or {}).get("asr") or {}
     method = asked.options
     if takes_inverter and asked.inverter == "oracle":
         method = dataclasses.replace(method, inverter=_inverter(asked.inverter, trigger))
-    return Question(
+    question = Question(
         model=network,
         method=method,
         data=split.data.to(device),
@@ -191,7 +194,7 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
         backdoor=backdoor,
         twin=load_model(asked.twin).to(device) if asked.twin else None,
         limits=asked.limits,
-        planted_asr=planted.get("value"),
+        planted_asr=planted_asr(card),
         described={
             "spc": asked.spc,
             "source": asked.images,
@@ -199,12 +202,13 @@ def _question(asked: Repair, device: torch.device, story: Story) -> Question:
                 "arch": network.arch,
                 "classes": list(network.classes),
                 "input_size": list(network.input_shape[1:]),
-                "attack": (card.get("made") or {}).get("attack"),
+                "attack": card["made"].get("attack") if planted(card) else None,
             },
         },
         curve_images=asked.curve_images,
         audited=asked.audit,
     )
+    return question, card
 
 
 def _test_images(asked: Repair, network: Network, left: Undecoded | None) -> LabelledImages | None:
@@ -237,6 +241,9 @@ def _untold(images: Images) -> Images:
     return images
 
 
-def _origin(model: str) -> str:
+def _origin(model: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the repaired network's card says of where it comes from."""
     # The name alone: a path says where somebody works.
-    return Path(model).name
+    origin: dict[str, Any] = {"repaired_from": Path(model).name}
+    # Who repairs it again has to be kept from the images that it was trained on, too.
+    return origin | ({"made": card["made"]} if planted(card) else {})

@@ -145,9 +145,7 @@ def compare(
             columns |= {"floor_recall": own & base.correct}
     boot = PairedBootstrap(columns, rng.numpy("bootstrap"), resamples)
 
-    def change(a: str, b: str, among: str, known: bool = True) -> Interval | None:
-        if not known:
-            return None
+    def moved(a: str, b: str, among: str) -> Interval:
         found = boot.interval(lambda t: share(t[b] - t[a], t[among]))
         if columns[among].sum() >= FEW:
             return found
@@ -156,9 +154,12 @@ def compare(
             found.value, min(found.low, now.low - was.high), max(found.high, now.high - was.low)
         )
 
+    def change(a: str, b: str, among: str, known: bool) -> Interval | None:
+        return moved(a, b, among) if known else None
+
     floored_attack, floored_recall = attacked and base is not None, recalled and base is not None
     return Comparison(
-        delta_acc=boot.interval(lambda t: share(t["correct"] - t["correct0"], t["all"])),
+        delta_acc=moved("correct0", "correct", "all"),
         delta_asr=change("success0", "success", "counted", attacked),
         delta_ra=change("recovered0", "recovered", "counted", attacked),
         der=boot.interval(der_of_totals) if attacked else None,

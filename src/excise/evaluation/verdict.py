@@ -180,7 +180,7 @@ def voided(verdict: Verdict, doubts: Iterable[Finding]) -> Verdict:
 
     Args:
         verdict: what the figures say.
-        doubts: of the network on these images, before any work.
+        doubts: of the network on these images, and of the images.
     """
     why = next((doubt.message for doubt in doubts if doubt.is_problem), None)
     if why is None:

@@ -36,7 +36,7 @@ def rebuilt(given: nn.Module, edits: tuple[Edit, ...], units: Sequence[Unit]) ->
     return model
 
 
-#: Rounds of a long pruning that its curve shows.
+#: Rounds of a long pruning that its curve shows, evenly spaced.
 _CURVE_POINTS = 60
 
 
@@ -51,7 +51,8 @@ def pruning_curve(
 ) -> list[dict[str, Any]]:
     """Replay every pruning round on some test images, the undone rounds too.
 
-    A long pruning is shown by at most ``_CURVE_POINTS`` of its rounds, evenly spaced.
+    A long pruning is shown by about ``_CURVE_POINTS`` of its rounds, evenly spaced; the last one
+    that was kept is always among them.
 
     Args:
         given: the network before the repair; not modified.
@@ -64,11 +65,13 @@ def pruning_curve(
     rounds = _rounds(repair)
     if not rounds or count <= 0:
         return []
-    shown = {*range(0, len(rounds) + 1, math.ceil(len(rounds) / _CURVE_POINTS)), len(rounds)}
+    kept = {edit.round for edit in repair.edits}
+    last_kept = max((n for n, made in enumerate(rounds, 1) if made[0].round in kept), default=0)
+    steps = range(0, len(rounds) + 1, math.ceil(len(rounds) / _CURVE_POINTS))
+    shown = {*steps, last_kept, len(rounds)}
     step = max(1, len(images) // count)
     some = images.subset(torch.arange(0, len(images), step))
     model = copy.deepcopy(given)
-    kept = {edit.round for edit in repair.edits}
     curve = []
     for number in range(len(rounds) + 1):
         made = rounds[number - 1] if number else ()

@@ -19,6 +19,7 @@ from torch import nn
 from excise.audit import audit
 from excise.errors import ModelError
 from excise.evaluation import (
+    SEEN,
     Evaluation,
     Finding,
     Limits,
@@ -286,7 +287,7 @@ def _measure(
             count=question.curve_images,
         ),
         "checks": findings,
-        "verdict": voided(verdict, doubted).to_json(),
+        "verdict": voided(verdict, [f for f in every if f in doubted or f.name == SEEN]).to_json(),
         "pictures": shown,
         "residual_scale": scale,
         "triggers": found,

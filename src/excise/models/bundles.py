@@ -42,6 +42,7 @@ class _Card(BaseModel):
     version: Literal[1]
     arch: Annotated[str, Field(min_length=1, max_length=500)]
     classes: Annotated[list[str], Field(min_length=1, max_length=100_000)]
+    named: bool = True
     in_channels: Annotated[int, Field(ge=1, le=1024)]
     input_size: Annotated[list[Side], Field(min_length=2, max_length=2)]
     mean: list[Finite]
@@ -110,6 +111,7 @@ def _facts(network: Network) -> dict[str, Any]:
         "version": 1,
         "arch": network.arch,
         "classes": list(network.classes),
+        **({} if network.named else {"named": False}),
         "in_channels": channels,
         "input_size": [height, width],
         "mean": list(network.mean),
@@ -210,7 +212,7 @@ def load_bundle(
         state,
         arch=arch if arch is not None else card["arch"],
         trusted=arch is not None,
-        classes=classes if classes is not None else tuple(card["classes"]),
+        classes=_classes(card, classes),
         in_channels=in_channels if in_channels is not None else card["in_channels"],
         input_size=input_size or (card["input_size"][0], card["input_size"][1]),
         mean=mean if mean is not None else card["mean"],
@@ -218,6 +220,15 @@ def load_bundle(
     )
     _add_again(network, given, added)
     return network, card
+
+
+def _classes(card: Mapping[str, Any], given: int | Sequence[str] | None) -> int | Sequence[str]:
+    """Return the names of the outputs, or how many there are where nobody named them."""
+    names = tuple(card["classes"])
+    # Who merely says how many there are takes no name away.
+    if given is not None and given != len(names):
+        return given
+    return names if card.get("named", True) else len(names)
 
 
 def _add_again(

@@ -89,6 +89,7 @@ def build_model(
         body,
         arch=arch,
         classes=names,
+        named=not isinstance(classes, int),
         input_shape=(in_channels, height, width),
         mean=mean,
         std=std,

@@ -59,6 +59,8 @@ class Network(nn.Module):
         body: maps normalized images ``(n, c, h, w)`` to logits ``(n, number of classes)``.
         arch: the name :func:`excise.models.build_model` makes the body from.
         classes: a name for every output, in their order.
+        named: whether somebody named the outputs; else ``classes`` are mere numbers, and which
+            class an output stands for is up to the images.
         input_shape: channels, height and width of the images it was made for.
         mean: one number a channel, subtracted from images in [0, 1].
         std: one positive number a channel, divided by.
@@ -73,6 +75,7 @@ class Network(nn.Module):
         *,
         arch: str,
         classes: tuple[str, ...],
+        named: bool = True,
         input_shape: tuple[int, int, int],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -81,6 +84,7 @@ class Network(nn.Module):
         channels = input_shape[0]
         self.arch = arch
         self.classes = classes
+        self.named = named
         self.input_shape = input_shape
         self.mean = _per_channel("mean", mean if mean is not None else (0.0,), channels)
         self.std = _per_channel("std", std if std is not None else (1.0,), channels)
@@ -92,6 +96,22 @@ class Network(nn.Module):
             )
         self.normalize = Normalize(self.mean, self.std)
         self.body = body
+
+    def name(self, classes: tuple[str, ...]) -> None:
+        """Name the outputs, in their order, unless they have names.
+
+        Raises:
+            ModelError: not one name an output.
+        """
+        if self.named:
+            return
+        if len(classes) != len(self.classes):
+            raise ModelError(
+                f"{len(self.classes)} names, one an output",
+                got=f"{len(classes)}",
+                remedy="Name every output, in order.",
+            )
+        self.classes, self.named = classes, True
 
     def forward(self, images: Images) -> Tensor:
         """Map images ``(n, c, h, w)`` in [0, 1] to logits ``(n, number of classes)``."""

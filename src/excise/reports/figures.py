@@ -266,7 +266,8 @@ def curve_summary(curve: Sequence[Round], after: Evaluation | None) -> str:
     ]
     span = "the first round" if best.round == 1 else f"{best.round:,} rounds"
     text = f"Over {span}, {_and(parts)}." if parts and best.round else "No round was kept."
-    undone = sum(not r.kept for r in curve)
+    # Of a long pruning the curve has a point now and then: rounds are counted by their numbers.
+    undone = curve[-1].round - best.round if not curve[-1].kept else 0
     if undone:
         what = "1 further round was" if undone == 1 else f"{undone:,} further rounds were"
         text += f" {what} tried and undone."
