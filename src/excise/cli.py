@@ -15,10 +15,12 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import FrameType
+from typing import Any
 
 from excise.errors import DivergedError, InputError, nearest
 
@@ -64,8 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         _complain(f"excise: expected a command, got {name!r}. {nearest(name, COMMANDS)}")
         return 2
-    with _told_to_end():
+    with _told_to_end(), _plain_warnings():
         return _run(name, arguments[1:])
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Say our own warnings as messages, without the line of code that they come from."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+            if category.__module__.partition(".")[0] == "excise":
+                _complain(f"warning: {message}")
+            else:
+                usual(message, category, *where, **how)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

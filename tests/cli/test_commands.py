@@ -421,6 +421,28 @@ def test_the_directory_a_command_runs_in_is_not_its_output(
         assert "an output directory of its own" in refused(capsys, *asked, "--out", out)
 
 
+@pytest.mark.filterwarnings("default")
+def test_damaged_pictures_can_be_left_out(
+    victim: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "3" / "0.png").write_bytes(b"no picture")
+    assert "--skip-unreadable" in refused(capsys, "evaluate", victim, "--images", folder)
+    assert run("evaluate", victim, "--images", folder, "--skip-unreadable", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["before"]["n"] == 119
+    assert "warning: left out 1 of 120 pictures" in " ".join(said.err.split())
+    assert "UserWarning" not in said.err
+
+
+def test_a_large_file_can_be_allowed(
+    weights: Path, told: list[object], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", weights, "--images", folder, *told]
+    said = refused(capsys, *asked, "--max-bytes", 1000)
+    assert f"--max-bytes {weights.stat().st_size}" in said
+    assert run(*asked, "--max-bytes", weights.stat().st_size) == 0
+
+
 # --- list and help --------------------------------------------------------------------------------
 
 

@@ -1,8 +1,12 @@
 """A sweep's file becomes runs, or a message that says what is wrong with it."""
 
+from dataclasses import replace
+
 import pytest
 
+from excise.data import load_data
 from excise.errors import SpecError
+from excise.experiments import runs as runs_module
 from excise.experiments.grid import read_grid
 from excise.experiments.runs import Run
 
@@ -37,6 +41,49 @@ def test_a_recorded_spec_is_a_spec_again(grid_file):
     run = read_grid(grid_file).runs[3]
     assert Run.of(run.spec).spec == run.spec
     assert Run.of(run.spec).key == run.key
+
+
+def test_the_same_images_prepared_otherwise_are_other_data(tmp_path, monkeypatch):
+    """A set by its name and by its files differ in normalization and mirroring."""
+    named = load_data("digits")
+    other = replace(named, name="parquet:x", mean=(0.5,), std=(0.5,))
+    known = {"digits": named, "parquet:x": other, "parquet:y": replace(other, std=(0.4,))}
+    monkeypatch.setattr(runs_module, "data_set", lambda source, *_: known[source])
+    runs_module.fingerprint.cache_clear()
+    runs = [Run.of(BASE | {"data": name}) for name in known]
+    assert len({run.key for run in runs}) == len({run.victim_key() for run in runs}) == 3
+    runs_module.fingerprint.cache_clear()
+
+
+def test_a_method_said_in_words_has_fields_too(tmp_path):
+    runs = grid(
+        tmp_path,
+        """
+        [base]
+        data = "digits"
+        attack = "badnets,size=2"
+        defense = "clp,u=2"
+        [axes]
+        "attack.poison_ratio" = [0.05, 0.1]
+        "defense.u" = [1.0, 3.0]
+    """,
+    ).runs
+    assert {run.spec["attack"]["size"] for run in runs} == {2}
+    assert {run.spec["defense"]["u"] for run in runs} == {1.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"recipe": {"learning_rate": float("inf")}}, "recipe"),
+        ({"attack": {"name": "trojannn", "neuron_value": float("inf")}}, "neuron_value"),
+        ({"recipe": {"preset": ["fast"]}}, "a preset of the recipe"),
+        ({"attack": {"name": "badnets", "preset": ["a"]}}, "a preset of badnets"),
+    ],
+)
+def test_what_no_record_could_hold_is_refused(setting, said):
+    with pytest.raises(SpecError, match=said):
+        Run.of(BASE | setting)
 
 
 def test_any_field_of_a_method_is_an_axis(tmp_path):

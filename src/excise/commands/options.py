@@ -19,6 +19,7 @@ from excise.attacks import Drawn, load_backdoor
 from excise.data import Undecoded, describe_classes, has_test, list_images
 from excise.errors import DataError, SpecError, nearest
 from excise.models import Network, load_model, read_card
+from excise.models.weights import MAX_BYTES
 from excise.registry import build, find, parse, spec_error
 from excise.seeding import Rng
 from excise.types import Backdoor, LabelledImages
@@ -202,6 +203,10 @@ class Given:
     """JSON file: folder names in the order of the network's outputs, or {folder: output}."""
     data_root: Path | None = None
     """Where cifar10 and gtsrb lie, or torchvision downloads to; default $EXCISE_DATA."""
+    max_bytes: int = MAX_BYTES
+    """Largest weights file in bytes, and the most that it may unpack to."""
+    skip_unreadable: bool = False
+    """Leave damaged pictures out, with a warning, instead of stopping."""
 
     def network(self, model: str) -> Network:
         """Load a bundle, or a weights file whose network is described by the fields."""
@@ -217,6 +222,7 @@ class Given:
             std=self.std,
             input_size=(self.image_size, self.image_size) if self.image_size is not None else None,
             in_channels=self.channels,
+            max_bytes=self.max_bytes,
         )
 
     def measured_split(self, source: str) -> Literal["train", "test"]:
@@ -255,6 +261,7 @@ class Given:
             channels=1 if channels == 1 else 3,
             split=split,
             root=self.data_root,
+            skip_unreadable=self.skip_unreadable,
         )
         if len(images.classes) != len(network.classes):
             raise DataError(

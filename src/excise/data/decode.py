@@ -253,7 +253,7 @@ def _report(damaged: list[tuple[str, str]], count: int, skip: bool) -> None:
     raise DataError(
         f"{count} readable picture{'s' * (count != 1)}",
         got=f"{len(damaged)} that cannot be read: {listed}",
-        remedy="Repair or remove them, or pass skip_unreadable=True to leave them out."
+        remedy="Repair or remove them, or leave them out: skip_unreadable=True (--skip-unreadable)."
         if len(damaged) < count
         else "Check that these are pictures.",
     )

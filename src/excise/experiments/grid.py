@@ -32,6 +32,7 @@ from typing import Any
 
 from excise.errors import SpecError, nearest
 from excise.experiments.runs import DEFAULTS, Run
+from excise.registry import parse
 
 __all__ = ["Grid", "read_grid"]
 
@@ -116,8 +117,8 @@ def _set(said: dict[str, Any], name: str, value: Any) -> None:
             remedy=f'Name it first: {setting} = "…".',
         )
     if isinstance(whole, str):
-        key = "preset" if setting == "recipe" else "name"
-        whole = {key: whole}
+        method, fields = parse(whole) if setting != "recipe" else (whole, {})
+        whole = {"preset" if setting == "recipe" else "name": method, **fields}
     # A field of a field: "defense.inverter.steps".
     inner = dict(whole)
     _set(inner, field, value)

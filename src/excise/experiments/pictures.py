@@ -32,7 +32,7 @@ def trigger_pictures(
     assert last is not None
     if first.triggered is None or first.wanted is None or last.triggered is None:
         return [], 1.0, {}
-    if not first.counted.any():  # all of them are of the target already
+    if not first.shown.any():  # all of them are of the target already
         return [], 1.0, {}
     index = one_of_each_class(test.labels, torch.from_numpy(first.counted))
     rows, scale, files = triples(test.subset(index).floats(), trigger)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -93,6 +94,8 @@ class Run:
             whole[key] = spec_of(key, assemble(key, whole[key]))  # type: ignore[arg-type]
         whole["recipe"] = asdict(_recipe(whole["recipe"]))
         _check_numbers(whole)
+        for key, value in whole.items():
+            _check_finite(value, key)
         return cls(whole)
 
     def planting(self, *, twin: bool = False) -> Planting:
@@ -178,11 +181,7 @@ def assemble(kind: Kind, said: str | Mapping[str, Any], trigger: Trigger | None 
             remedy=f'Write {kind} = "NAME" or {kind} = {{ name = "NAME", … }}.',
         )
     if (preset := fields.pop("preset", None)) is not None:
-        presets = find(kind, name).presets()
-        if preset not in presets:
-            remedy = nearest(str(preset), presets)
-            raise SpecError(f"a preset of {name}", got=repr(preset), remedy=remedy)
-        fields = {**presets[preset], **fields}
+        fields = {**_preset(preset, find(kind, name).presets(), name), **fields}
     for key, value in fields.items():
         if key in KINDS and isinstance(value, str | Mapping):
             fields[key] = assemble(key, value, trigger)
@@ -199,10 +198,16 @@ def data_set(source: str, image_size: int | None, limit: int | None) -> DataSet:
 
 @lru_cache(maxsize=64)
 def fingerprint(source: str, image_size: int | None, limit: int | None) -> str:
-    """Return a hash of every training and test image and label of a data set."""
+    """Return a hash of every training and test image and label, and of what else trains a victim.
+
+    Normalization and mirroring are those of a named set's own row; of other sources, which may hold
+    the same images, they are hashed too.
+    """
     data = data_set(source, image_size, limit)
-    test = data.test.fingerprint() if data.test is not None else ""
-    return hashlib.sha256((data.train.fingerprint() + test).encode()).hexdigest()
+    parts = [data.train.fingerprint(), data.test.fingerprint() if data.test is not None else ""]
+    if not any(row.name == source and row.target for row in rows("data")):
+        parts.append(repr((data.train.mirror, data.mean, data.std)))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def planting_key(
@@ -269,10 +274,7 @@ def _recipe(said: Any) -> Recipe:
         )
     fields = dict(said)
     preset = fields.pop("preset", "published")
-    if preset not in Recipe.PRESETS:
-        remedy = nearest(str(preset), Recipe.PRESETS)
-        raise SpecError("a preset of the recipe", got=repr(preset), remedy=remedy)
-    fields = {**Recipe.PRESETS[preset], **fields}
+    fields = {**_preset(preset, Recipe.PRESETS, "the recipe"), **fields}
     known = [field.name for field in dataclasses.fields(Recipe)]
     for key in fields:
         if key not in known:
@@ -281,6 +283,25 @@ def _recipe(said: Any) -> Recipe:
         return Recipe(**fields)
     except ValidationError as error:
         raise spec_error("the recipe", error) from error
+
+
+def _preset(said: Any, presets: Mapping[str, Mapping[str, Any]], what: str) -> Mapping[str, Any]:
+    if not isinstance(said, str) or said not in presets:
+        remedy = nearest(str(said), presets)
+        raise SpecError(f"a preset of {what}", got=repr(said), remedy=remedy)
+    return presets[said]
+
+
+def _check_finite(said: Any, where: str) -> None:
+    """Refuse infinity and NaN: TOML has them, records in JSON have not."""
+    if isinstance(said, float) and not math.isfinite(said):
+        raise SpecError(f"{where} to be finite", got=str(said), remedy="Mend the sweep's file.")
+    if isinstance(said, Mapping):
+        for key, value in said.items():
+            _check_finite(value, f"{where}.{key}")
+    elif isinstance(said, list | tuple):
+        for value in said:
+            _check_finite(value, where)
 
 
 def _check_numbers(whole: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ def file_size(path: Path, max_bytes: int) -> int:
 
 
 def _allow(size: int) -> str:
-    return f"If you trust the file, allow more: max_bytes={size}."
+    return f"If you trust the file, allow more: max_bytes={size} (--max-bytes {size})."
 
 
 def _plausible_header(path: Path, length: int, size: int) -> bool:
