@@ -346,3 +346,13 @@ def test_reported_stands_beside_measured(runs: Runs) -> None:
     )
     assert one.measured["asr"] == pytest.approx(here[0][0])
     assert "SPC 2, 10" in one.setting
+
+
+def test_a_run_need_not_say_its_network_or_budget() -> None:
+    silent = record("ft", seed=1)
+    for name in ("model", "spc"):
+        silent["run"].pop(name)
+    [one] = [r for r in beside(runs_of(record("ft"), silent)) if r.reported.attack == "badnets"]
+    assert (one.runs, one.setting) == (2, "excise:preactresnet18,width=16 · SPC 10")
+    [one] = [r for r in beside(runs_of(silent)) if r.reported.attack == "badnets"]
+    assert (one.runs, one.setting) == (1, "network not said")

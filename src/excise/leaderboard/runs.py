@@ -26,6 +26,8 @@ __all__ = ["Runs", "natural", "number", "read_runs"]
 _CONDITION = re.compile(r"\s*([^=!<>\s]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 _SAID = ("data", "model", "attack", "defense", "…", "spc", "seed")
 _NOT_AXES = {*WORDS, *COUNTS, *NUMBERS}
+#: The column of a row's number; no axis begins like that.
+_ROW = "_row"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +139,10 @@ class Runs:
         for axis, chosen in wanted.items():
             clauses.append(f"{_quoted(axis)} IN ({', '.join('?' * len(chosen))})")
             values += chosen
-        numbered = self.table.append_column("row", pa.array(range(self.table.num_rows), pa.int64()))
+        query = f"SELECT {_ROW} FROM runs WHERE {' AND '.join(clauses)} ORDER BY 1"
         with _connection() as connection:
-            connection.register("runs", numbered)
-            query = f'SELECT "row" FROM runs WHERE {" AND ".join(clauses)} ORDER BY 1'
-            kept = connection.execute(query, values).fetchnumpy()["row"]
+            connection.register("runs", _numbered(self.table))
+            kept = connection.execute(query, values).fetchnumpy()[_ROW]
         if not len(kept):
             raise SpecError(
                 "at least one run that meets every condition",
@@ -201,15 +202,14 @@ def read_runs(store: Path, on_progress: Callable[[int, int], None] | None = None
     # A finished run stands for a failed one; among equals the newest counts.
     same = ", ".join(map(_quoted, axes)) or "path"
     query = f"""
-        SELECT "row" FROM runs WHERE status IN ('done', 'failed')
+        SELECT {_ROW} FROM runs WHERE status IN ('done', 'failed')
         QUALIFY row_number() OVER (
             PARTITION BY {same} ORDER BY status, created DESC NULLS LAST, path
         ) = 1 ORDER BY 1
     """
-    table = listing.table.append_column("row", pa.array(range(listing.table.num_rows), pa.int64()))
     with _connection() as connection:
-        connection.register("runs", table)
-        kept = connection.execute(query).fetchnumpy()["row"]
+        connection.register("runs", _numbered(listing.table))
+        kept = connection.execute(query).fetchnumpy()[_ROW]
     known = listing.table.num_rows - len(damaged) - int(newer)
     return replace(
         whole,
@@ -256,6 +256,10 @@ def _some(known: Sequence[str]) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    return table.append_column(_ROW, pa.array(range(table.num_rows), pa.int64()))
 
 
 def _connection() -> duckdb.DuckDBPyConnection:
