@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.browser.test_report import CONTRAST, network
-from tests.leaderboard.stores import HOSTILE, put, record, rich
+from tests.leaderboard.stores import HOSTILE, part, put, record, rich
 
 from excise.files import write_text
 from excise.leaderboard import rank, read_runs
@@ -30,6 +30,12 @@ def home(tmp_path_factory):
         for seed in (0, 1)
     ]
     write(folder, put(folder / "strange", *strange), "hostile")
+    attacks = [
+        record("ft", attack, seed=seed, before=part(0.9, asr - 0.1 * seed, 0.0))
+        for attack, asr in (("badnets", 0.9), ("blended", 0.5))
+        for seed in (0, 1)
+    ]
+    write(folder, put(folder / "several", *attacks), "attacks", by=["attack"])
     one = put(folder / "single", record("ft", asr=None, ra=None, attack="none", spc=None))
     write(folder, one, "bare", order="acc")
     return folder
@@ -146,6 +152,16 @@ def test_what_the_page_ranks_by_itself_agrees_with_the_command(visit, home, filt
     said = window.find_element("id", "said").text
     assert f"ranked on {ranking.shared} of {ranking.instances} setting" in said
     assert window.get_log("browser") == []
+
+
+def test_the_figures_before_repair_are_those_of_all_networks(visit, home):
+    window = visit("attacks")
+    foot = "return document.querySelector('.board tfoot tr').children[4].innerText"
+    assert window.execute_script(foot) == "65.0"
+    choose(window, "#filters select[data-axis=seed]", "1")
+    assert window.execute_script(foot) == "60.0"
+    ranking = rank(read_runs(home / "several").where(["seed=1"]), ["attack"])
+    assert ranking.references["before"]["asr"] == pytest.approx(0.6)
 
 
 def test_the_ranking_sorts_by_any_column_and_keyboard(visit):

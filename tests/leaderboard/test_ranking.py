@@ -3,13 +3,14 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.leaderboard.stores import failed, record, rich
+from tests.leaderboard.stores import failed, part, record, rich
 
 from excise.errors import SpecError
 from excise.leaderboard import ORDERS, beside, published, rank, read_runs
@@ -117,6 +118,23 @@ def test_means_worst_cells_and_intervals_by_hand() -> None:
     assert one.figures["der"].worst == pytest.approx((0.9 + (1 - 0.6 - 0.1 + 1) / 2) / 2)
     assert found.references["before"] == pytest.approx({"acc": 0.92, "asr": 1.0, "ra": 0.0})
     assert found.references["floor"]["asr"] == pytest.approx(0.01)
+
+
+def test_references_are_of_every_network_that_is_compared() -> None:
+    def on(attack: str, asr: float, floor: float, **more: Any) -> dict[str, object]:
+        return record(
+            attack=attack, before=part(0.92, asr, 0.0), floor=part(0.9, floor, 0.8), **more
+        )
+
+    attacks = {"badnets": 0.9, "blended": 0.7, "lf": 0.5, "wanet": 0.3}
+    found = rank(runs_of(*(on(a, asr, asr / 10) for a, asr in attacks.items())), ["attack"])
+    assert found.shared == 1
+    assert found.references["before"]["asr"] == pytest.approx(0.6)
+    assert found.references["floor"]["asr"] == pytest.approx(0.06)
+    # Those that start from the same networks count each of them once.
+    both = [on(a, asr, 0.0, defense=d) for a, asr in attacks.items() for d in ("ft", "clp")]
+    extra = on("sig", 0.0, 0.0, defense="ft")
+    assert rank(runs_of(*both, extra)).references["before"]["asr"] == pytest.approx(0.6)
 
 
 def test_one_victim_has_no_interval_and_no_stability() -> None:

@@ -103,8 +103,8 @@ class Ranking:
         by: the axes that entrants are told apart by.
         order: the measure that decides.
         standings: ranked first, then those that are not.
-        references: means over the shared instances of the network before any repair and of the
-            clean twin, where measured.
+        references: means over the runs that are ranked, of the network before any repair and of
+            its clean twin, where all measured it.
         instances: that anybody tried.
         shared: that every ranked entrant finished.
         victims: behind the shared ones.
@@ -407,14 +407,13 @@ class _Contest:
     def _references(self, chosen: Indices) -> dict[str, dict[str, float]]:
         if not len(chosen):
             return {}
-        n = self.numbered
-        _, first = np.unique(n.instance[chosen], return_index=True)
         found = {}
         for part in ("before", "floor"):
             means = {}
             for figure in ("acc", "asr", "ra"):
                 column = self.runs.table.column(f"{part}.{figure}").to_numpy(zero_copy_only=False)
-                values = column[chosen[first]].astype(float)
+                # Of every run: what is ranked may be attacks, each with networks of its own.
+                values = column[chosen].astype(float)
                 if np.isfinite(values).all():
                     means[figure] = float(values.mean())
             if means:

@@ -233,12 +233,10 @@ function standings(rows, ranked, order, resamples) {
 }
 
 function references(rows) {
-  const seen = new Set(), first = [];
-  for (const i of rows) if (!seen.has(numbers.instance[i])) { seen.add(numbers.instance[i]); first.push(i); }
   const found = {};
   for (const part of ["before", "floor"]) for (const name of ["acc", "asr", "ra"]) {
-    const column = fractions[`${part}.${name}`], total = first.reduce((a, i) => a + column[i], 0);
-    if (first.length && Number.isFinite(total)) (found[part] ||= {})[name] = total / first.length;
+    const column = fractions[`${part}.${name}`], total = rows.reduce((a, i) => a + column[i], 0);
+    if (rows.length && Number.isFinite(total)) (found[part] ||= {})[name] = total / rows.length;
   }
   return found;
 }
