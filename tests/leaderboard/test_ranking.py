@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.leaderboard.stores import failed, part, record, rich
+from tests.leaderboard.stores import failed, part, put_repairs, record, repair_of, rich
 
 from excise.errors import SpecError
 from excise.leaderboard import ORDERS, beside, published, rank, read_runs
@@ -337,6 +337,43 @@ def test_any_choice_of_runs_is_ranked_on_what_is_shared(cells, order) -> None:  
     ranks = [s.rank for s in found.ranked]
     assert ranks == sorted(ranks)
     assert ranks[0] == 1
+
+
+# --- the victims of repairs that no sweep started -------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [{"victim_seed": 0}, {}])
+def test_ten_seeds_of_a_repair_are_one_victim(tmp_path: Path, said: dict[str, int]) -> None:
+    folder = put_repairs(
+        tmp_path, *(repair_of(seed=s, asr=0.1 + 0.05 * s, **said) for s in range(10))
+    )
+    found = rank(read_runs(folder))
+    assert (found.victims, found.cells, found.shared) == (1, 1, 10)
+    figure = found.standings[0].figures["asr"]
+    assert (figure.low, figure.high) == (None, None)
+    assert figure.worst == pytest.approx(figure.mean)
+
+
+def test_seeds_of_victims_count_and_split_no_cell(tmp_path: Path) -> None:
+    several = [repair_of(seed=s, asr=0.1 * v, victim_seed=v) for v in range(3) for s in range(4)]
+    found = rank(read_runs(put_repairs(tmp_path, *several)))
+    assert (found.victims, found.cells, found.shared) == (3, 1, 12)
+    figure = found.standings[0].figures["asr"]
+    low, high = stats.t.interval(0.95, 2, 0.1, stats.sem([0.0, 0.1, 0.2]))
+    assert (figure.low, figure.high) == (max(0, low), pytest.approx(high))
+
+
+def test_runs_of_a_sweep_beside_repairs_keep_their_victims(tmp_path: Path) -> None:
+    run = {"data": "cifar10", "model": "net", "attack": "badnets", "defense": "ft", "spc": 10}
+    swept = [record(run=run | {"seed": s}) for s in range(3)]
+    for one in swept:
+        del one["key"]
+    repaired = [repair_of(seed=s, victim_seed=7) for s in range(3)]
+    runs = read_runs(put_repairs(tmp_path, *swept, *repaired))
+    assert rank(runs).victims == 3 + 1
+    by = rank(runs, ["victim_seed"])  # on the same seeds, so that those cannot be victims
+    assert [s.name for s in by.ranked] == ["7", "none said"]
+    assert (by.victims, by.shared) == (1, 3)
 
 
 # --- reported elsewhere --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.leaderboard.stores import HOSTILE, failed, put, record
+from tests.leaderboard.stores import HOSTILE, failed, put, record, repair_of
 
 from excise.errors import DataError
 from excise.experiments.store import RECORD_VERSION
@@ -332,17 +332,10 @@ def test_the_cache_goes_with_the_store(store: Path, tmp_path: Path) -> None:
     assert read_runs(tmp_path / "copy").fresh == 0
 
 
-def repair_record(**spec: object) -> dict[str, object]:
-    """What `excise repair` writes: no key, no run."""
-    one = {k: v for k, v in record().items() if k not in ("key", "status", "run")}
-    whole = {"source": "cifar10", "spc": 10, "seed": 0, "defense": {"name": "ft"}}
-    return one | {"spec": whole | {"model": {"arch": "net"}} | spec}
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file's name is Unicode")
 def test_a_records_name_may_be_no_unicode(tmp_path: Path, store: Path) -> None:
     (tmp_path / "loose").mkdir()
-    (tmp_path / "loose" / os.fsdecode(b"\xff.json")).write_text(json.dumps(repair_record()))
+    (tmp_path / "loose" / os.fsdecode(b"\xff.json")).write_text(json.dumps(repair_of()))
     runs = read_runs(tmp_path / "loose")
     assert runs.done == 1
     assert runs.table.column("path").to_pylist() == ["\\xff.json"]

@@ -60,7 +60,7 @@ const said = (axis, value) => value === null ? null
   : ["data", "model", "attack", "defense"].includes(axis) ? value
   : axis === "spc" ? `SPC ${value}` : `${axis} ${value}`;
 const valueAt = (axis, i) => axes[axis].values[axes[axis].codes[i]];
-const cellWords = i => axisNames.filter(a => !own(a) && a !== "seed")
+const cellWords = i => axisNames.filter(a => !own(a) && !["seed", "victim_seed"].includes(a))
   .map(a => said(a, valueAt(a, i))).filter(Boolean).join(" · ") || "everything";
 
 /* --- ranking ----------------------------------------------------------------------------- */
