@@ -21,7 +21,7 @@ from excise.attacks import Victim, save_victim
 from excise.cli import COMMANDS, main
 from excise.data import listing, load_data, to_png
 from excise.data.decode import decode
-from excise.models import build_model
+from excise.models import build_model, load_model, weights_hash
 from excise.seeding import Rng
 from excise.testing import Planted
 
@@ -90,7 +90,8 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     bundle, out = tmp_path / "bundle", tmp_path / "out"
     arguments = [
         "plant", "--attack", "badnets", "--size", 2, "--data", "digits",
-        "--model", "excise:preactresnet18,width=4", "--recipe.epochs", 2, "--out", bundle, "--json",
+        "--model", "excise:preactresnet18,width=4", "--recipe.epochs", 2, "--seed", 3,
+        "--out", bundle, "--json",
     ]  # fmt: skip
     assert run(*arguments) == 0
     card = json.loads(capsys.readouterr().out)
@@ -117,6 +118,9 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["spec"]["data"]["validation_per_class"] == [1] * 10
     assert "never saw" in record["spec"]["data"]["pool"]
     assert record["before"]["n"] == 535
+    model = record["spec"]["model"]
+    assert (model["attack"], model["victim_seed"]) == (card["made"]["attack"], 3)
+    assert model["weights"] == weights_hash(load_model(bundle))
     assert not any(f["name"] == "splits-overlap" for f in record["checks"])
     assert str(tmp_path) not in json.dumps({**record, "command": ""}), "a record names no path"
 
@@ -183,6 +187,9 @@ def test_a_strangers_weights_and_folder(
     # 12 of each class less the 6 that were drawn: images the repair never used.
     assert record["before"]["n"] == 60
     assert record["before"]["acc"]["value"] > 0.9
+    model = record["spec"]["model"]
+    assert (model["attack"], model["victim_seed"]) == (None, None)
+    assert model["weights"] == weights_hash(load_model(victim)), "however they were stored"
     assert "sorted by name, since no order was given" in " ".join(captured.err.split())
 
 

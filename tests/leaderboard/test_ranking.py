@@ -376,6 +376,44 @@ def test_runs_of_a_sweep_beside_repairs_keep_their_victims(tmp_path: Path) -> No
     assert (by.victims, by.shared) == (1, 3)
 
 
+def test_victims_of_one_name_are_two(tmp_path: Path) -> None:
+    """The same attack on the same network, planted twice: neither hides the other."""
+    both = [("00aa", {"victim_seed": 0}), ("00bb", {"victim_seed": 1})]
+    made = [
+        repair_of(d, asr=asr, weights=weights, **said)
+        for weights, said in both
+        for d, asr in (("none", 1.0), ("clp", 0.2))
+    ]
+    runs = read_runs(put_repairs(tmp_path / "planted", *made))
+    found = rank(runs)
+    assert (runs.replaced, found.shared, found.victims, found.cells) == (0, 2, 2, 1)
+    assert [s.name for s in found.ranked] == ["clp", "none"]
+    assert runs.varying == ("defense", "victim_seed")  # which tells all that the hash would
+    # Of a stranger's networks there is nothing but the hash, and old records have not even that.
+    strange = [repair_of(d, weights=w) for w in ("00aa", "00bb") for d in ("none", "clp")]
+    strange += [repair_of(d) for d in ("none", "clp")]
+    runs = read_runs(put_repairs(tmp_path / "strange", *strange))
+    found = rank(runs)
+    assert (runs.replaced, found.shared, found.victims, found.cells) == (0, 3, 3, 1)
+    assert [s.name for s in found.ranked] == ["clp", "none"]
+    assert runs.varying == ("defense", "victim")
+
+
+def test_attacks_of_repairs_are_ranked_whatever_networks_they_made(tmp_path: Path) -> None:
+    made = [
+        repair_of(d, asr=asr, attack={"name": a}, victim_seed=s, weights=f"{a} {s}")
+        for d in ("ft", "clp")
+        for a, asr in (("badnets", 0.1), ("wanet", 0.3))
+        for s in (0, 1)
+    ]
+    runs = read_runs(put_repairs(tmp_path, *made))
+    for by in (["attack"], ["defense", "attack"]):
+        found = rank(runs, by, "asr")
+        assert found.victims == 2
+        assert {s.covered for s in found.standings} == {found.shared} == {found.instances}
+    assert "victim" not in runs.varying
+
+
 # --- reported elsewhere --------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 Words: an *entrant* is what is ranked, by default a defense (one for each way its fields were set).
 An *instance* is one victim and one budget: every setting that is not the entrant's, seeds
-included. A *cell* is an instance without its seeds.
+included. A *cell* is an instance without its seeds. Entrants that are victims' attacks, networks or
+data have no victim in common: instances then do not tell apart what networks came out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from excise.errors import SpecError
-from excise.leaderboard.runs import Runs, natural
+from excise.leaderboard.runs import Runs, natural, of_victim
 
 __all__ = ["MEASURES", "Floats", "Indices", "Instances", "Measure", "instances"]
 
@@ -52,12 +53,8 @@ MEASURES = (
     Measure("seconds", "seconds", "seconds", False, False),
 )
 
-#: What tells two victims apart; the defender's budget and what is done with it do not.
-_VICTIM = (
-    "data", "image_size", "limit", "model", "recipe", "victim_images", "half", "attack", "seed",
-    "victim_seed",
-)  # fmt: skip
-_SEEDS = ("seed", "victim_seed")
+#: What was drawn, or came of it.
+_DRAWN = ("seed", "victim_seed", "victim")
 _ENTRANTS = 500
 
 
@@ -87,7 +84,9 @@ def instances(runs: Runs, by: Sequence[str] = ("defense",)) -> Instances:
         runs.check_axis(axis)
     own = [a for a in runs.axes if any(a == b or a.startswith(f"{b}.") for b in by)]
     others = [a for a in runs.axes if a not in own]
-    cells = [a for a in others if a not in _SEEDS]
+    if any(map(of_victim, by)):
+        others = [a for a in others if a != "victim"]
+    cells = [a for a in others if a not in _DRAWN]
     entrant, count = _numbered(runs, own)
     if count > _ENTRANTS:
         raise SpecError(
@@ -124,7 +123,7 @@ def instances(runs: Runs, by: Sequence[str] = ("defense",)) -> Instances:
 
 def _victims(runs: Runs, others: Sequence[str]) -> Indices:
     """Number the victims; the seed tells them apart only where they have none of their own."""
-    axes = [a for a in others if a.split(".")[0] in _VICTIM]
+    axes = [a for a in others if of_victim(a) or a == "seed"]
     if "seed" in axes and "victim_seed" in axes:
         table = runs.table
         alone = pc.is_null(table.column("victim_seed"))

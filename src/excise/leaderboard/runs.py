@@ -21,10 +21,16 @@ from excise.errors import SpecError, nearest
 from excise.leaderboard.flat import COUNTS, NUMBERS, WORDS
 from excise.leaderboard.reading import read_table
 
-__all__ = ["Runs", "natural", "number", "read_runs"]
+__all__ = ["Runs", "natural", "number", "of_victim", "read_runs"]
 
 _CONDITION = re.compile(r"\s*([^=!<>\s]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 _SAID = ("data", "model", "attack", "defense", "…", "spc", "seed")
+#: What tells two victims apart; the defender's budget and what is done with it do not. ``victim``
+#: is a hash of its weights.
+_VICTIM = (
+    "data", "image_size", "limit", "model", "recipe", "victim_images", "half", "attack",
+    "victim_seed", "victim",
+)  # fmt: skip
 _NOT_AXES = {*WORDS, *COUNTS, *NUMBERS}
 #: The column of a row's number; no axis begins like that.
 _ROW = "_row"
@@ -67,7 +73,8 @@ class Runs:
     def varying(self) -> tuple[str, ...]:
         """The axes along which these runs differ.
 
-        A method's field is among them only if it differs between runs of that method.
+        A method's field is among them only if it differs between runs of that method, a network's
+        hash only if it differs between networks that are otherwise called the same.
         """
         return tuple(name for name in self.axes if self._varies(name))
 
@@ -75,10 +82,13 @@ class Runs:
         column = self.table.column(name)
         if len(self.axes[name]) + (column.null_count > 0) < 2:
             return False
-        method = name.rpartition(".")[0]
-        if method not in self.axes:
+        if name == "victim":
+            above = [a for a in self.axes if of_victim(a) and a != "victim"]
+        else:
+            above = [a for a in self.axes if a == name.rpartition(".")[0]]
+        if not above:
             return True
-        inner, outer = _quoted(name), _quoted(method)
+        inner, outer = _quoted(name), ", ".join(map(_quoted, above))
         query = f"""
             SELECT count(*) FROM (SELECT {outer} FROM runs GROUP BY {outer}
             HAVING count(DISTINCT coalesce({inner}, chr(1))) > 1)
@@ -218,6 +228,11 @@ def read_runs(store: Path, on_progress: Callable[[int, int], None] | None = None
         damaged=tuple((str(path), str(why)) for path, why in damaged),
         replaced=known - len(kept),
     )
+
+
+def of_victim(axis: str) -> bool:
+    """Return whether an axis tells victims apart; the seed does too where no axis does."""
+    return axis.partition(".")[0] in _VICTIM
 
 
 def natural(word: str) -> tuple[int, float, str]:

@@ -60,7 +60,7 @@ const said = (axis, value) => value === null ? null
   : ["data", "model", "attack", "defense"].includes(axis) ? value
   : axis === "spc" ? `SPC ${value}` : `${axis} ${value}`;
 const valueAt = (axis, i) => axes[axis].values[axes[axis].codes[i]];
-const cellWords = i => axisNames.filter(a => !own(a) && !["seed", "victim_seed"].includes(a))
+const cellWords = i => axisNames.filter(a => !own(a) && !["seed", "victim_seed", "victim"].includes(a))
   .map(a => said(a, valueAt(a, i))).filter(Boolean).join(" · ") || "everything";
 
 /* --- ranking ----------------------------------------------------------------------------- */
@@ -102,7 +102,7 @@ function contest(rows, order, resamples) {
   for (const i of rows) {
     const e = numbers.entrant[i], t = numbers.instance[i];
     if (isDone(i)) done[e]++; else failed[e]++;
-    if (usable(i)) { there[e * I + t] = 1; covered[e]++; }
+    if (usable(i)) { covered[e] += 1 - there[e * I + t]; there[e * I + t] = 1; }
     if (usable(i) || !isDone(i)) tried[t] = 1;
   }
   const total = tried.reduce((a, b) => a + b, 0);
