@@ -352,6 +352,7 @@ def test_ten_seeds_of_a_repair_are_one_victim(tmp_path: Path, said: dict[str, in
     figure = found.standings[0].figures["asr"]
     assert (figure.low, figure.high) == (None, None)
     assert figure.worst == pytest.approx(figure.mean)
+    assert (figure.worst_low, figure.worst_high) == (None, None)
 
 
 def test_seeds_of_victims_count_and_split_no_cell(tmp_path: Path) -> None:
@@ -361,6 +362,7 @@ def test_seeds_of_victims_count_and_split_no_cell(tmp_path: Path) -> None:
     figure = found.standings[0].figures["asr"]
     low, high = stats.t.interval(0.95, 2, 0.1, stats.sem([0.0, 0.1, 0.2]))
     assert (figure.low, figure.high) == (max(0, low), pytest.approx(high))
+    assert (figure.worst_low, figure.worst_high) == (figure.low, pytest.approx(high))
 
 
 def test_runs_of_a_sweep_beside_repairs_keep_their_victims(tmp_path: Path) -> None:
