@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.browser.test_report import CONTRAST, network
-from tests.leaderboard.stores import HOSTILE, put, record, rich
+from tests.leaderboard.stores import HOSTILE, part, put, put_repairs, record, repair_of, rich
 
 from excise.files import write_text
 from excise.leaderboard import rank, read_runs
@@ -30,6 +30,21 @@ def home(tmp_path_factory):
         for seed in (0, 1)
     ]
     write(folder, put(folder / "strange", *strange), "hostile")
+    attacks = [
+        record("ft", attack, seed=seed, before=part(0.9, asr - 0.1 * seed, 0.0))
+        for attack, asr in (("badnets", 0.9), ("blended", 0.5))
+        for seed in (0, 1)
+    ]
+    write(folder, put(folder / "several", *attacks), "attacks", by=["attack"])
+    repairs = [
+        repair_of(d, asr=0.1 * i + 0.2 * s, attack={"name": a}, victim_seed=s, weights=f"{a}{s}{w}")
+        for i, d in enumerate(("ft", "clp"))
+        for a in ("badnets", "wanet")
+        for s in (0, 1)
+        for w in "ab"
+    ]
+    write(folder, put_repairs(folder / "repairs", *repairs), "repairs")
+    write(folder, folder / "repairs", "repairs-by-attack", by=["attack"])
     one = put(folder / "single", record("ft", asr=None, ra=None, attack="none", spc=None))
     write(folder, one, "bare", order="acc")
     return folder
@@ -146,6 +161,32 @@ def test_what_the_page_ranks_by_itself_agrees_with_the_command(visit, home, filt
     said = window.find_element("id", "said").text
     assert f"ranked on {ranking.shared} of {ranking.instances} setting" in said
     assert window.get_log("browser") == []
+
+
+def test_the_figures_before_repair_are_those_of_all_networks(visit, home):
+    window = visit("attacks")
+    foot = "return document.querySelector('.board tfoot tr').children[4].innerText"
+    assert window.execute_script(foot) == "65.0"
+    choose(window, "#filters select[data-axis=seed]", "1")
+    assert window.execute_script(foot) == "60.0"
+    ranking = rank(read_runs(home / "several").where(["seed=1"]), ["attack"])
+    assert ranking.references["before"]["asr"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("name", ["repairs", "repairs-by-attack"])
+def test_victims_of_repairs_are_those_of_the_command(visit, home, name):
+    window = visit(name)
+    choose(window, "#filters select[data-axis=victim_seed]", "1")
+    by = ["attack"] if name.endswith("attack") else ["defense"]
+    ranking = rank(read_runs(home / "repairs").where(["victim_seed=1"]), by)
+    [said] = {row[7] for row in board(window)}
+    assert said == f"{ranking.shared} of {ranking.instances}"
+    words = window.find_element("id", "said").text
+    for noun, count in (("victim", ranking.victims), ("cell", ranking.cells)):
+        assert f"{count} {noun}{'' if count == 1 else 's'}" in words
+    title = "return document.querySelector('.board tbody td .link').title"
+    cells = {standing.figures["der"].worst_cell for standing in ranking.ranked}
+    assert window.execute_script(title) in {f"Worst: {cell}. Show its runs" for cell in cells}
 
 
 def test_the_ranking_sorts_by_any_column_and_keyboard(visit):

@@ -25,7 +25,7 @@ from excise.commands import demo
 from excise.data import listing, load_data, to_png
 from excise.data.decode import decode
 from excise.errors import DataError
-from excise.models import build_model, save_bundle
+from excise.models import build_model, load_model, save_bundle, weights_hash
 from excise.seeding import Rng
 from excise.testing import Planted
 
@@ -94,7 +94,8 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     bundle, out = tmp_path / "bundle", tmp_path / "out"
     arguments = [
         "plant", "--attack", "badnets", "--size", 2, "--data", "digits",
-        "--model", "excise:preactresnet18,width=4", "--recipe.epochs", 2, "--out", bundle, "--json",
+        "--model", "excise:preactresnet18,width=4", "--recipe.epochs", 2, "--seed", 3,
+        "--out", bundle, "--json",
     ]  # fmt: skip
     assert run(*arguments) == 0
     card = json.loads(capsys.readouterr().out)
@@ -121,6 +122,9 @@ def test_plant_repair_evaluate_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["spec"]["data"]["validation_per_class"] == [1] * 10
     assert "never saw" in record["spec"]["data"]["pool"]
     assert record["before"]["n"] == 535
+    model = record["spec"]["model"]
+    assert (model["attack"], model["victim_seed"]) == (card["made"]["attack"], 3)
+    assert model["weights"] == weights_hash(load_model(bundle))
     assert not any(f["name"] == "test-images-seen" for f in record["checks"])
     assert str(tmp_path) not in json.dumps({**record, "command": ""}), "a record names no path"
 
@@ -187,6 +191,9 @@ def test_a_strangers_weights_and_folder(
     # 12 of each class less the 6 that were drawn: images the repair never used.
     assert record["before"]["n"] == 60
     assert record["before"]["acc"]["value"] > 0.9
+    model = record["spec"]["model"]
+    assert (model["attack"], model["victim_seed"]) == (None, None)
+    assert model["weights"] == weights_hash(load_model(victim)), "however they were stored"
     assert "sorted by name, since no order was given" in " ".join(captured.err.split())
 
 

@@ -75,6 +75,18 @@ def failed(defense: str = "ft", attack: str = "badnets", spc: int = 10, seed: in
     }  # fmt: skip
 
 
+def repair_of(defense: str = "ft", seed: int = 0, *, asr: float = 0.1, **model: Any) -> Any:
+    """What `excise repair` writes, with what it says of the network: no key, no run."""
+    one = record(asr=asr)
+    whole = {k: v for k, v in one.items() if k not in ("key", "status", "run")}
+    return whole | {
+        "spec": {
+            "source": "cifar10", "spc": 10, "seed": seed, "defense": {"name": defense},
+            "model": {"arch": "net", "attack": {"name": "badnets"}} | model,
+        },
+    }  # fmt: skip
+
+
 def put(store: Path, *records: Any) -> Path:
     """Add records to a store, which is made if it does not exist."""
     store.mkdir(parents=True, exist_ok=True)
@@ -84,6 +96,14 @@ def put(store: Path, *records: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(one))
     return store
+
+
+def put_repairs(folder: Path, *records: Any) -> Path:
+    """Write a folder of `excise repair`'s records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, one in enumerate(records):
+        (folder / f"{i}.json").write_text(json.dumps(one))
+    return folder
 
 
 def rich(store: Path) -> Path:

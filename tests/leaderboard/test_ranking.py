@@ -3,13 +3,14 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.leaderboard.stores import failed, record, rich
+from tests.leaderboard.stores import failed, part, put_repairs, record, repair_of, rich
 
 from excise.errors import SpecError
 from excise.leaderboard import ORDERS, beside, published, rank, read_runs
@@ -117,6 +118,23 @@ def test_means_worst_cells_and_intervals_by_hand() -> None:
     assert one.figures["der"].worst == pytest.approx((0.9 + (1 - 0.6 - 0.1 + 1) / 2) / 2)
     assert found.references["before"] == pytest.approx({"acc": 0.92, "asr": 1.0, "ra": 0.0})
     assert found.references["floor"]["asr"] == pytest.approx(0.01)
+
+
+def test_references_are_of_every_network_that_is_compared() -> None:
+    def on(attack: str, asr: float, floor: float, **more: Any) -> dict[str, object]:
+        return record(
+            attack=attack, before=part(0.92, asr, 0.0), floor=part(0.9, floor, 0.8), **more
+        )
+
+    attacks = {"badnets": 0.9, "blended": 0.7, "lf": 0.5, "wanet": 0.3}
+    found = rank(runs_of(*(on(a, asr, asr / 10) for a, asr in attacks.items())), ["attack"])
+    assert found.shared == 1
+    assert found.references["before"]["asr"] == pytest.approx(0.6)
+    assert found.references["floor"]["asr"] == pytest.approx(0.06)
+    # Those that start from the same networks count each of them once.
+    both = [on(a, asr, 0.0, defense=d) for a, asr in attacks.items() for d in ("ft", "clp")]
+    extra = on("sig", 0.0, 0.0, defense="ft")
+    assert rank(runs_of(*both, extra)).references["before"]["asr"] == pytest.approx(0.6)
 
 
 def test_one_victim_has_no_interval_and_no_stability() -> None:
@@ -321,6 +339,83 @@ def test_any_choice_of_runs_is_ranked_on_what_is_shared(cells, order) -> None:  
     assert ranks[0] == 1
 
 
+# --- the victims of repairs that no sweep started -------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [{"victim_seed": 0}, {}])
+def test_ten_seeds_of_a_repair_are_one_victim(tmp_path: Path, said: dict[str, int]) -> None:
+    folder = put_repairs(
+        tmp_path, *(repair_of(seed=s, asr=0.1 + 0.05 * s, **said) for s in range(10))
+    )
+    found = rank(read_runs(folder))
+    assert (found.victims, found.cells, found.shared) == (1, 1, 10)
+    figure = found.standings[0].figures["asr"]
+    assert (figure.low, figure.high) == (None, None)
+    assert figure.worst == pytest.approx(figure.mean)
+    assert (figure.worst_low, figure.worst_high) == (None, None)
+
+
+def test_seeds_of_victims_count_and_split_no_cell(tmp_path: Path) -> None:
+    several = [repair_of(seed=s, asr=0.1 * v, victim_seed=v) for v in range(3) for s in range(4)]
+    found = rank(read_runs(put_repairs(tmp_path, *several)))
+    assert (found.victims, found.cells, found.shared) == (3, 1, 12)
+    figure = found.standings[0].figures["asr"]
+    low, high = stats.t.interval(0.95, 2, 0.1, stats.sem([0.0, 0.1, 0.2]))
+    assert (figure.low, figure.high) == (max(0, low), pytest.approx(high))
+    assert (figure.worst_low, figure.worst_high) == (figure.low, pytest.approx(high))
+
+
+def test_runs_of_a_sweep_beside_repairs_keep_their_victims(tmp_path: Path) -> None:
+    run = {"data": "cifar10", "model": "net", "attack": "badnets", "defense": "ft", "spc": 10}
+    swept = [record(run=run | {"seed": s}) for s in range(3)]
+    for one in swept:
+        del one["key"]
+    repaired = [repair_of(seed=s, victim_seed=7) for s in range(3)]
+    runs = read_runs(put_repairs(tmp_path, *swept, *repaired))
+    assert rank(runs).victims == 3 + 1
+    by = rank(runs, ["victim_seed"])  # on the same seeds, so that those cannot be victims
+    assert [s.name for s in by.ranked] == ["7", "none said"]
+    assert (by.victims, by.shared) == (1, 3)
+
+
+def test_victims_of_one_name_are_two(tmp_path: Path) -> None:
+    """The same attack on the same network, planted twice: neither hides the other."""
+    both = [("00aa", {"victim_seed": 0}), ("00bb", {"victim_seed": 1})]
+    made = [
+        repair_of(d, asr=asr, weights=weights, **said)
+        for weights, said in both
+        for d, asr in (("none", 1.0), ("clp", 0.2))
+    ]
+    runs = read_runs(put_repairs(tmp_path / "planted", *made))
+    found = rank(runs)
+    assert (runs.replaced, found.shared, found.victims, found.cells) == (0, 2, 2, 1)
+    assert [s.name for s in found.ranked] == ["clp", "none"]
+    assert runs.varying == ("defense", "victim_seed")  # which tells all that the hash would
+    # Of a stranger's networks there is nothing but the hash, and old records have not even that.
+    strange = [repair_of(d, weights=w) for w in ("00aa", "00bb") for d in ("none", "clp")]
+    strange += [repair_of(d) for d in ("none", "clp")]
+    runs = read_runs(put_repairs(tmp_path / "strange", *strange))
+    found = rank(runs)
+    assert (runs.replaced, found.shared, found.victims, found.cells) == (0, 3, 3, 1)
+    assert [s.name for s in found.ranked] == ["clp", "none"]
+    assert runs.varying == ("defense", "victim")
+
+
+def test_attacks_of_repairs_are_ranked_whatever_networks_they_made(tmp_path: Path) -> None:
+    made = [
+        repair_of(d, asr=asr, attack={"name": a}, victim_seed=s, weights=f"{a} {s}")
+        for d in ("ft", "clp")
+        for a, asr in (("badnets", 0.1), ("wanet", 0.3))
+        for s in (0, 1)
+    ]
+    runs = read_runs(put_repairs(tmp_path, *made))
+    for by in (["attack"], ["defense", "attack"]):
+        found = rank(runs, by, "asr")
+        assert found.victims == 2
+        assert {s.covered for s in found.standings} == {found.shared} == {found.instances}
+    assert "victim" not in runs.varying
+
+
 # --- reported elsewhere --------------------------------------------------------------------------
 
 
@@ -346,3 +441,13 @@ def test_reported_stands_beside_measured(runs: Runs) -> None:
     )
     assert one.measured["asr"] == pytest.approx(here[0][0])
     assert "SPC 2, 10" in one.setting
+
+
+def test_a_run_need_not_say_its_network_or_budget() -> None:
+    silent = record("ft", seed=1)
+    for name in ("model", "spc"):
+        silent["run"].pop(name)
+    [one] = [r for r in beside(runs_of(record("ft"), silent)) if r.reported.attack == "badnets"]
+    assert (one.runs, one.setting) == (2, "excise:preactresnet18,width=16 · SPC 10")
+    [one] = [r for r in beside(runs_of(silent)) if r.reported.attack == "badnets"]
+    assert (one.runs, one.setting) == (1, "network not said")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.leaderboard.stores import HOSTILE, failed, put, record
+from tests.leaderboard.stores import HOSTILE, failed, put, record, repair_of
 
 from excise.errors import DataError
 from excise.experiments.store import RECORD_VERSION
@@ -330,3 +330,26 @@ def test_the_cache_goes_with_the_store(store: Path, tmp_path: Path) -> None:
     read_runs(store)
     shutil.copytree(store, tmp_path / "copy", copy_function=shutil.copy2)
     assert read_runs(tmp_path / "copy").fresh == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file's name is Unicode")
+def test_a_records_name_may_be_no_unicode(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / os.fsdecode(b"\xff.json")).write_text(json.dumps(repair_of()))
+    runs = read_runs(tmp_path / "loose")
+    assert runs.done == 1
+    assert runs.table.column("path").to_pylist() == ["\\xff.json"]
+    stray = record("anp", key=os.fsdecode(b"\xff"))
+    (store / "records" / "aa").mkdir(exist_ok=True)
+    (store / "records" / "aa" / os.fsdecode(b"\xff.json")).write_text(json.dumps(stray))
+    for _ in range(2):  # with and without a cache
+        runs = read_runs(store)
+        assert (runs.done, len(runs.damaged)) == (2, 1)
+
+
+def test_a_setting_may_be_called_anything(tmp_path: Path) -> None:
+    names = ("row", "rowid", "runs", "select", "count", "value", "index")
+    put(tmp_path / "s", record(run={"defense": "x", **dict.fromkeys(names, 3)}))
+    runs = read_runs(tmp_path / "s").where([f"{name}=3" for name in names])
+    assert set(runs.axes) == {"defense", *names}
+    assert runs.done == 1

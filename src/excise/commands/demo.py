@@ -13,8 +13,9 @@ from excise.console import Story
 from excise.data import defender_data, load_data
 from excise.defenses import GradPrune
 from excise.experiments.plant import Planting, plant, pool_of
-from excise.experiments.repair import Question, run_repair, write_outcome
+from excise.experiments.repair import Question, model_spec, run_repair, write_outcome
 from excise.inversion import Oracle
+from excise.models import Network
 from excise.reports import terminal_table
 from excise.seeding import Rng
 from excise.training import Recipe
@@ -77,6 +78,7 @@ def run(arguments: list[str]) -> int:
         victim, card = load_victim(asked.out / "victim")
         twin, _ = load_victim(asked.out / "twin")
         assert victim.backdoor is not None
+        assert isinstance(victim.model, Network)
         measured = card["measured"]
         story.stage(
             f"the victim reads {measured['acc']['value']:.1%} of clean digits right, and calls "
@@ -96,12 +98,7 @@ def run(arguments: list[str]) -> int:
             described={
                 "spc": SPC,
                 "source": "digits",
-                "model": {
-                    "arch": ARCH,
-                    "classes": list(pool.classes),
-                    "input_size": list(pool.shape[1:]),
-                    "attack": card["made"]["attack"],
-                },
+                "model": model_spec(victim.model, card),
             },
         )
         outcome = run_repair(

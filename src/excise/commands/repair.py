@@ -28,7 +28,7 @@ from excise.console import Story
 from excise.data import Undecoded, evenly, split_defender
 from excise.errors import SpecError
 from excise.evaluation import Limits
-from excise.experiments.repair import Question, run_repair, write_outcome
+from excise.experiments.repair import Question, model_spec, run_repair, write_outcome
 from excise.models import Network, load_model
 from excise.registry import build, find, parse
 from excise.reports import terminal_table
@@ -198,12 +198,7 @@ def _question(
         described={
             "spc": asked.spc,
             "source": asked.images,
-            "model": {
-                "arch": network.arch,
-                "classes": list(network.classes),
-                "input_size": list(network.input_shape[1:]),
-                "attack": card["made"].get("attack") if planted(card) else None,
-            },
+            "model": model_spec(network, card),
         },
         curve_images=asked.curve_images,
         audited=asked.audit,

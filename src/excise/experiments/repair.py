@@ -36,7 +36,7 @@ from excise.experiments.pruning_curve import filter_map, pruning_curve, rebuilt
 from excise.experiments.recovered import COUNTED, recovered_triggers
 from excise.files import whole_directory, write_bytes, write_json
 from excise.inversion import Combined, Oracle
-from excise.models import Network, Unit, device_of, trace, write_model
+from excise.models import Network, Unit, device_of, trace, weights_hash, write_model
 from excise.registry import spec_of
 from excise.reports import write_report
 from excise.seeding import Rng
@@ -54,7 +54,7 @@ from excise.types import (
     ignore_round,
 )
 
-__all__ = ["RECORD_VERSION", "Outcome", "Question", "run_repair", "write_outcome"]
+__all__ = ["RECORD_VERSION", "Outcome", "Question", "model_spec", "run_repair", "write_outcome"]
 
 RECORD_VERSION = 1
 
@@ -113,6 +113,26 @@ class Outcome:
     repair: Repair
     record: dict[str, Any]
     pictures: Mapping[str, bytes]
+
+
+def model_spec(network: Network, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of the given network, so that no other is taken for it.
+
+    Args:
+        network: as it was given.
+        card: its bundle's; empty where it has none.
+    """
+    made = card.get("made")
+    made = made if isinstance(made, Mapping) else {}
+    seed = made.get("seed")
+    return {
+        "arch": network.arch,
+        "classes": list(network.classes),
+        "input_size": list(network.input_shape[1:]),
+        "attack": made.get("attack"),
+        "victim_seed": seed if isinstance(seed, int) else None,
+        "weights": weights_hash(network),
+    }
 
 
 def run_repair(

@@ -133,11 +133,13 @@ def _run_of_repair(spec: Any) -> Any:
         "defense": spec.get("defense"),
         "spc": spec.get("spc"),
         "seed": spec.get("seed"),
+        # The seed is the repair's alone, also where a record does not say the victim's. And seeds
+        # are not enough: without its hash, another network of one name would pass for this one.
+        "victim_seed": model.get("victim_seed"),
+        "victim": model.get("weights"),
     }
-    # The same name from two victims is two runs: without this the newer would hide the older.
-    if model.get("victim_seed") not in (None, run["seed"]):
-        run["victim_seed"] = model["victim_seed"]
-    return {key: value for key, value in run.items() if value is not None or key == "spc"}
+    kept = ("spc", "victim_seed")
+    return {key: value for key, value in run.items() if value is not None or key in kept}
 
 
 def _axes(settings: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -1,20 +1,23 @@
 """Runs numbered for a ranking: what is ranked, on what, and the figures it is compared by.
 
 Words: an *entrant* is what is ranked, by default a defense (one for each way its fields were set).
-An *instance* is one victim and one budget: every setting that is not the entrant's, the seed
-included. A *cell* is an instance without its seed.
+An *instance* is one victim and one budget: every setting that is not the entrant's, seeds
+included. A *cell* is an instance without its seeds. Entrants that are victims' attacks, networks or
+data have no victim in common: instances then do not tell apart what networks came out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from excise.errors import SpecError
-from excise.leaderboard.runs import Runs, natural
+from excise.leaderboard.runs import Runs, natural, of_victim
 
 __all__ = ["MEASURES", "Floats", "Indices", "Instances", "Measure", "instances"]
 
@@ -50,11 +53,8 @@ MEASURES = (
     Measure("seconds", "seconds", "seconds", False, False),
 )
 
-#: What tells two victims apart; the defender's budget and what is done with it do not.
-_VICTIM = (
-    "data", "image_size", "limit", "model", "recipe", "victim_images", "half", "attack", "seed",
-    "victim_seed",
-)  # fmt: skip
+#: What was drawn, or came of it.
+_DRAWN = ("seed", "victim_seed", "victim")
 _ENTRANTS = 500
 
 
@@ -84,8 +84,9 @@ def instances(runs: Runs, by: Sequence[str] = ("defense",)) -> Instances:
         runs.check_axis(axis)
     own = [a for a in runs.axes if any(a == b or a.startswith(f"{b}.") for b in by)]
     others = [a for a in runs.axes if a not in own]
-    cells = [a for a in others if a != "seed"]
-    victims = [a for a in others if a.split(".")[0] in _VICTIM]
+    if any(map(of_victim, by)):
+        others = [a for a in others if a != "victim"]
+    cells = [a for a in others if a not in _DRAWN]
     entrant, count = _numbered(runs, own)
     if count > _ENTRANTS:
         raise SpecError(
@@ -95,7 +96,7 @@ def instances(runs: Runs, by: Sequence[str] = ("defense",)) -> Instances:
         )
     instance, _ = _numbered(runs, others)
     cell, _ = _numbered(runs, cells)
-    victim, _ = _numbered(runs, victims)
+    victim = _victims(runs, others)
     said = [a for a in runs.varying if a in own or a in by]
     values = _values_of(runs, [*by, *(a for a in said if a not in by)], entrant, count)
     names = _unique([_name(by, value) for value in values])
@@ -118,6 +119,20 @@ def instances(runs: Runs, by: Sequence[str] = ("defense",)) -> Instances:
         labels=_labels(runs, [a for a in runs.varying if a in others], instance),
         cell_labels=_labels(runs, [a for a in runs.varying if a in cells], cell),
     )
+
+
+def _victims(runs: Runs, others: Sequence[str]) -> Indices:
+    """Number the victims; the seed tells them apart only where they have none of their own."""
+    axes = [a for a in others if of_victim(a) or a == "seed"]
+    if "seed" in axes and "victim_seed" in axes:
+        table = runs.table
+        alone = pc.is_null(table.column("victim_seed"))
+        seeds = pc.if_else(alone, table.column("seed"), pa.scalar(None, pa.string()))
+        at = table.column_names.index("seed")
+        runs = replace(runs, table=table.set_column(at, "seed", seeds))
+    elif "victim_seed" in runs.axes:  # it is ranked by: all entrants must meet the same victims
+        axes = [a for a in axes if a != "seed"]
+    return _numbered(runs, axes)[0]
 
 
 def _numbered(runs: Runs, axes: Sequence[str]) -> tuple[Indices, int]:

@@ -113,8 +113,7 @@ def beside(runs: Runs) -> tuple[Beside, ...]:
         attacks = runs.axes["attack"] if row.is_mean else _names(row.attack, runs.axes["attack"])
         if not defenses or row.data not in runs.axes["data"]:
             continue
-        spc = "list(DISTINCT spc)" if "spc" in runs.axes else "[]"
-        model = "list(DISTINCT model)" if "model" in runs.axes else "[]"
+        model, spc = (_listed(axis) if axis in runs.axes else "NULL" for axis in ("model", "spc"))
         query = f"""
             SELECT count(*), avg("after.acc"), avg("after.asr"), avg("after.ra"), avg(der),
                 {model}, {spc}, count(DISTINCT attack)
@@ -127,7 +126,9 @@ def beside(runs: Runs) -> tuple[Beside, ...]:
         if not count and not row.is_mean:
             continue
         names = ("acc", "asr", "ra", "der")
-        said = [", ".join(sorted(models or [])), f"SPC {', '.join(_sorted(budgets or []))}"]
+        said = [", ".join(sorted(models or ["network not said"]))]
+        if budgets:
+            said.append(f"SPC {', '.join(_sorted(budgets))}")
         if row.is_mean:
             said.append(f"{kinds} attack{'s' if kinds != 1 else ''}")
         measured = {n: v for n, v in zip(names, means, strict=True) if v is not None}
@@ -137,6 +138,10 @@ def beside(runs: Runs) -> tuple[Beside, ...]:
 
 def _names(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(other for other in known if other in _ALIASES.get(name, (name,)))
+
+
+def _listed(axis: str) -> str:
+    return f"list(DISTINCT {axis}) FILTER ({axis} IS NOT NULL)"
 
 
 def _sorted(words: list[str]) -> list[str]:

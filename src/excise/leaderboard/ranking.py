@@ -8,8 +8,8 @@ Those that finished too few of them are listed, not ranked.
 * **mean**: over the shared instances. Its 95 % interval resamples **victims**, with all that was
   done to each (percentile bootstrap); with fewer than ten victims it is Student's t over victims
   instead; with one there is none.
-* **worst**: the cell with the worst mean over its seeds. Its interval is Student's t over those
-  seeds; it does not know that the cell was picked because it is the worst.
+* **worst**: the cell with the worst mean over its seeds. Its interval is Student's t over its
+  victims; it does not know that the cell was picked because it is the worst.
 * **rank stability**: the share of resamples in which an entrant has a rank. All entrants meet the
   same resampled victims.
 """
@@ -103,8 +103,8 @@ class Ranking:
         by: the axes that entrants are told apart by.
         order: the measure that decides.
         standings: ranked first, then those that are not.
-        references: means over the shared instances of the network before any repair and of the
-            clean twin, where measured.
+        references: means over the runs that are ranked, of the network before any repair and of
+            its clean twin, where all measured it.
         instances: that anybody tried.
         shared: that every ranked entrant finished.
         victims: behind the shared ones.
@@ -278,7 +278,7 @@ class _Contest:
                 kept[m.name] = values
         means = {m: _mean(values, (entrant,), (len(ranked),)) for m, values in kept.items()}
         worst = {
-            m.name: self._worst(m, kept[m.name], entrant, cell, (len(ranked), cells))
+            m.name: self._worst(m, kept[m.name], entrant, cell, victim, (len(ranked), cells))
             for m in MEASURES
             if m.name in kept
         }
@@ -330,6 +330,7 @@ class _Contest:
         values: Floats,
         entrant: Indices,
         cell: Indices,
+        victim: Indices,
         shape: tuple[int, int],
     ) -> tuple[Floats, Floats, Floats, Indices]:
         """Return each entrant's worst cell: its mean, its interval, its number."""
@@ -338,9 +339,11 @@ class _Contest:
         at = filled.argmin(axis=1) if measure.more else filled.argmax(axis=1)
         value, low, high = (np.full(shape[0], np.nan) for _ in range(3))
         for i, c in enumerate(at.tolist()):
-            own = values[(entrant == i) & (cell == c)]
-            value[i] = own.mean()
-            low[i], high[i] = _student(own)
+            own = (entrant == i) & (cell == c)
+            who, each = np.unique(victim[own], return_inverse=True)
+            means_of = _mean(values[own], (each,), (len(who),))
+            value[i] = values[own].mean()
+            low[i], high[i] = np.array(_student(means_of)) + value[i] - means_of.mean()
         return value, *_within(measure.name, low, high), at.astype(np.int64)
 
     def _bounds(
@@ -407,14 +410,13 @@ class _Contest:
     def _references(self, chosen: Indices) -> dict[str, dict[str, float]]:
         if not len(chosen):
             return {}
-        n = self.numbered
-        _, first = np.unique(n.instance[chosen], return_index=True)
         found = {}
         for part in ("before", "floor"):
             means = {}
             for figure in ("acc", "asr", "ra"):
                 column = self.runs.table.column(f"{part}.{figure}").to_numpy(zero_copy_only=False)
-                values = column[chosen[first]].astype(float)
+                # Of every run: what is ranked may be attacks, each with networks of its own.
+                values = column[chosen].astype(float)
                 if np.isfinite(values).all():
                     means[figure] = float(values.mean())
             if means:

@@ -89,10 +89,12 @@ def read_table(store: Path, on_progress: Callable[[int, int], None] | None = Non
     now = time.time_ns()
     rows = []
     for done, (path, (mtime, size)) in enumerate(sorted(files.items()), 1):
-        row = _read(store / path, Path(path).stem if sweep else None, size)
+        # A file's name may be no UTF-8, which a table's text must be.
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        row = _read(store / path, Path(name).stem if sweep else None, size)
         if row is None:  # removed since it was listed
             continue
-        row |= {"path": path, "mtime_ns": mtime if mtime < now - _RACY_NS else -1, "size": size}
+        row |= {"path": name, "mtime_ns": mtime if mtime < now - _RACY_NS else -1, "size": size}
         rows.append(row)
         if on_progress is not None and (done % 500 == 0 or done == len(files)):
             on_progress(done, len(files))

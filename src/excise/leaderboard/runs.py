@@ -21,11 +21,19 @@ from excise.errors import SpecError, nearest
 from excise.leaderboard.flat import COUNTS, NUMBERS, WORDS
 from excise.leaderboard.reading import read_table
 
-__all__ = ["Runs", "natural", "number", "read_runs"]
+__all__ = ["Runs", "natural", "number", "of_victim", "read_runs"]
 
 _CONDITION = re.compile(r"\s*([^=!<>\s]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 _SAID = ("data", "model", "attack", "defense", "…", "spc", "seed")
+#: What tells two victims apart; the defender's budget and what is done with it do not. ``victim``
+#: is a hash of its weights.
+_VICTIM = (
+    "data", "image_size", "limit", "model", "recipe", "victim_images", "half", "attack",
+    "victim_seed", "victim",
+)  # fmt: skip
 _NOT_AXES = {*WORDS, *COUNTS, *NUMBERS}
+#: The column of a row's number; no axis begins like that.
+_ROW = "_row"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +73,8 @@ class Runs:
     def varying(self) -> tuple[str, ...]:
         """The axes along which these runs differ.
 
-        A method's field is among them only if it differs between runs of that method.
+        A method's field is among them only if it differs between runs of that method, a network's
+        hash only if it differs between networks that are otherwise called the same.
         """
         return tuple(name for name in self.axes if self._varies(name))
 
@@ -73,10 +82,13 @@ class Runs:
         column = self.table.column(name)
         if len(self.axes[name]) + (column.null_count > 0) < 2:
             return False
-        method = name.rpartition(".")[0]
-        if method not in self.axes:
+        if name == "victim":
+            above = [a for a in self.axes if of_victim(a) and a != "victim"]
+        else:
+            above = [a for a in self.axes if a == name.rpartition(".")[0]]
+        if not above:
             return True
-        inner, outer = _quoted(name), _quoted(method)
+        inner, outer = _quoted(name), ", ".join(map(_quoted, above))
         query = f"""
             SELECT count(*) FROM (SELECT {outer} FROM runs GROUP BY {outer}
             HAVING count(DISTINCT coalesce({inner}, chr(1))) > 1)
@@ -137,11 +149,10 @@ class Runs:
         for axis, chosen in wanted.items():
             clauses.append(f"{_quoted(axis)} IN ({', '.join('?' * len(chosen))})")
             values += chosen
-        numbered = self.table.append_column("row", pa.array(range(self.table.num_rows), pa.int64()))
+        query = f"SELECT {_ROW} FROM runs WHERE {' AND '.join(clauses)} ORDER BY 1"
         with _connection() as connection:
-            connection.register("runs", numbered)
-            query = f'SELECT "row" FROM runs WHERE {" AND ".join(clauses)} ORDER BY 1'
-            kept = connection.execute(query, values).fetchnumpy()["row"]
+            connection.register("runs", _numbered(self.table))
+            kept = connection.execute(query, values).fetchnumpy()[_ROW]
         if not len(kept):
             raise SpecError(
                 "at least one run that meets every condition",
@@ -201,15 +212,14 @@ def read_runs(store: Path, on_progress: Callable[[int, int], None] | None = None
     # A finished run stands for a failed one; among equals the newest counts.
     same = ", ".join(map(_quoted, axes)) or "path"
     query = f"""
-        SELECT "row" FROM runs WHERE status IN ('done', 'failed')
+        SELECT {_ROW} FROM runs WHERE status IN ('done', 'failed')
         QUALIFY row_number() OVER (
             PARTITION BY {same} ORDER BY status, created DESC NULLS LAST, path
         ) = 1 ORDER BY 1
     """
-    table = listing.table.append_column("row", pa.array(range(listing.table.num_rows), pa.int64()))
     with _connection() as connection:
-        connection.register("runs", table)
-        kept = connection.execute(query).fetchnumpy()["row"]
+        connection.register("runs", _numbered(listing.table))
+        kept = connection.execute(query).fetchnumpy()[_ROW]
     known = listing.table.num_rows - len(damaged) - int(newer)
     return replace(
         whole,
@@ -218,6 +228,11 @@ def read_runs(store: Path, on_progress: Callable[[int, int], None] | None = None
         damaged=tuple((str(path), str(why)) for path, why in damaged),
         replaced=known - len(kept),
     )
+
+
+def of_victim(axis: str) -> bool:
+    """Return whether an axis tells victims apart; the seed does too where no axis does."""
+    return axis.partition(".")[0] in _VICTIM
 
 
 def natural(word: str) -> tuple[int, float, str]:
@@ -256,6 +271,10 @@ def _some(known: Sequence[str]) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    return table.append_column(_ROW, pa.array(range(table.num_rows), pa.int64()))
 
 
 def _connection() -> duckdb.DuckDBPyConnection:

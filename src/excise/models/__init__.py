@@ -3,6 +3,7 @@
 from excise.models.additions import Clamped, Plugged, add, additions
 from excise.models.bundles import load_bundle, read_card, save_bundle, write_model
 from excise.models.checking import check_model
+from excise.models.hashing import weights_hash
 from excise.models.loading import load_model
 from excise.models.modes import copy_of, device_of, dtype_of, finished, in_mode, working_copy
 from excise.models.names import build_model
@@ -41,6 +42,7 @@ __all__ = [
     "silence",
     "steady_statistics",
     "trace",
+    "weights_hash",
     "working_copy",
     "write_model",
     "zeroed",

@@ -60,15 +60,16 @@ const said = (axis, value) => value === null ? null
   : ["data", "model", "attack", "defense"].includes(axis) ? value
   : axis === "spc" ? `SPC ${value}` : `${axis} ${value}`;
 const valueAt = (axis, i) => axes[axis].values[axes[axis].codes[i]];
-const cellWords = i => axisNames.filter(a => !own(a) && a !== "seed")
+const cellWords = i => axisNames.filter(a => !own(a) && !["seed", "victim_seed", "victim"].includes(a))
   .map(a => said(a, valueAt(a, i))).filter(Boolean).join(" · ") || "everything";
 
 /* --- ranking ----------------------------------------------------------------------------- */
 const STUDENT = [NaN, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
   2.179, 2.16, 2.145, 2.131, 2.12, 2.11, 2.101, 2.093, 2.086, 2.08, 2.074, 2.069, 2.064, 2.06,
   2.056, 2.052, 2.048, 2.045, 2.042];
+const average = values => values.reduce((a, b) => a + b, 0) / values.length;
 const student = values => {
-  const n = values.length, mean = values.reduce((a, b) => a + b, 0) / n;
+  const n = values.length, mean = average(values);
   if (n < 2) return [NaN, NaN];
   const deviation = Math.sqrt(values.reduce((a, b) => a + (b - mean) ** 2, 0) / (n - 1));
   const half = (n - 1 <= 30 ? STUDENT[n - 1] : 1.96 + 2.4 / (n - 1)) * deviation / Math.sqrt(n);
@@ -102,7 +103,7 @@ function contest(rows, order, resamples) {
   for (const i of rows) {
     const e = numbers.entrant[i], t = numbers.instance[i];
     if (isDone(i)) done[e]++; else failed[e]++;
-    if (usable(i)) { there[e * I + t] = 1; covered[e]++; }
+    if (usable(i)) { covered[e] += 1 - there[e * I + t]; there[e * I + t] = 1; }
     if (usable(i) || !isDone(i)) tried[t] = 1;
   }
   const total = tried.reduce((a, b) => a + b, 0);
@@ -158,18 +159,20 @@ function standings(rows, ranked, order, resamples) {
         if (Number.isFinite(mean) && !(m.more ? mean >= worst : mean <= worst)) { worst = mean; which = c; }
       }
       worstCell.push(which);
-      of[e].figures[m.name] = {mean: total / n, worst, low: null, high: null, seeds: [], worst_low: null, worst_high: null};
+      of[e].figures[m.name] = {mean: total / n, worst, low: null, high: null, victims: new Map(), worst_low: null, worst_high: null};
     });
     rows.forEach((i, k) => {
       if (cell[k] !== worstCell[r[k]]) return;
       const figure = of[ranked[r[k]]].figures[m.name];
-      figure.seeds.push(values[i]);
+      if (!figure.victims.has(victim[k])) figure.victims.set(victim[k], []);
+      figure.victims.get(victim[k]).push(values[i]);
       figure.worst_cell_id = numbers.cell[i];
       figure.worst_cell = figure.worst_cell || cellWords(i);
     });
     for (const e of ranked) {
       const figure = of[e].figures[m.name];
-      [figure.worst_low, figure.worst_high] = within(m.name, student(figure.seeds));
+      const each = [...figure.victims.values()].map(average), shift = figure.worst - average(each);
+      [figure.worst_low, figure.worst_high] = within(m.name, student(each).map(end => end + shift));
     }
   }
   const random = chance(rows.length), shares = Array.from({length: R}, () => new Float64Array(R));
@@ -233,12 +236,10 @@ function standings(rows, ranked, order, resamples) {
 }
 
 function references(rows) {
-  const seen = new Set(), first = [];
-  for (const i of rows) if (!seen.has(numbers.instance[i])) { seen.add(numbers.instance[i]); first.push(i); }
   const found = {};
   for (const part of ["before", "floor"]) for (const name of ["acc", "asr", "ra"]) {
-    const column = fractions[`${part}.${name}`], total = first.reduce((a, i) => a + column[i], 0);
-    if (first.length && Number.isFinite(total)) (found[part] ||= {})[name] = total / first.length;
+    const column = fractions[`${part}.${name}`], total = rows.reduce((a, i) => a + column[i], 0);
+    if (rows.length && Number.isFinite(total)) (found[part] ||= {})[name] = total / rows.length;
   }
   return found;
 }
