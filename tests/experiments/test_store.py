@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,23 @@ def test_a_directory_of_something_else_is_no_store(tmp_path):
     file.write_text("x")
     with pytest.raises(DataError, match="holds something else"):
         Store(file)
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_store_that_another_start_describes_meanwhile_is_no_something_else(
+    tmp_path, monkeypatch, make
+):
+    root, look = tmp_path / "store", Path.iterdir
+    root.mkdir()
+
+    def described_meanwhile(self):
+        if self == root and not (root / "store.json").exists():
+            monkeypatch.undo()
+            Store(root).put(record())
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", described_meanwhile)
+    assert Store(root, make=make).keys() == {KEY}
 
 
 @pytest.mark.parametrize(

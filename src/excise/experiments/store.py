@@ -55,18 +55,16 @@ class Store:
         self.shelves = shelves
         self._shelved: dict[str, Path] | None = None
         described = root / "store.json"
+        # Another start may describe the store between the two looks.
+        if not described.exists() and _holds_more(root) and not described.exists():
+            raise DataError(
+                "a store, or an empty place for one",
+                got=f"{root}, which holds something else",
+                remedy="Choose another --store.",
+            )
         if described.exists():
             self._check(described)
         else:
-            # Killed before it was described, a store has its leases' directory alone.
-            if root.exists() and (
-                not root.is_dir() or any(one.name != "leases" for one in root.iterdir())
-            ):
-                raise DataError(
-                    "a store, or an empty place for one",
-                    got=f"{root}, which holds something else",
-                    remedy="Choose another --store.",
-                )
             if not make:
                 return
             # Written where leftovers of the killed do no harm, then moved in one step.
@@ -173,6 +171,14 @@ class Store:
     def lease(self, name: str) -> Lease | None:
         """Take the lease called ``name``; None if somebody alive holds it."""
         return Lease.claim(self.root / "leases" / name)
+
+
+def _holds_more(root: Path) -> bool:
+    """Whether there is more at ``root`` than what a start leaves that was killed at once."""
+    if not root.is_dir():
+        return root.exists()
+    # Killed before it was described, a store has its leases' directory alone.
+    return any(one.name != "leases" for one in root.iterdir())
 
 
 def _cards(shelves: tuple[Path, ...]) -> dict[str, Path]:
