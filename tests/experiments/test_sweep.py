@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -88,6 +89,45 @@ def test_an_estimate_comes_from_what_was_done(finished, grid_file):
     assert (plan.done, plan.count("run"), plan.count("victim")) == (4, 2, 1)
     assert plan.seconds is not None
     assert plan.unjudged == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", '{"made": {', "[]", "{}", '{"made": null, "seconds": 1}', '{"made": [], "seconds": 1}',
+     '{"made": {"arch": 1}, "seconds": null}', '{"made": {"arch": 1}, "seconds": 1e999}',
+     '{"made": {"arch": 1, "recipe": 1}, "seconds": 1}', '{"made": {"arch": []}, "seconds": 1}'],
+)  # fmt: skip
+def test_what_says_nothing_of_its_time_is_no_part_of_an_estimate(
+    finished, grid_file, tmp_path, said
+):
+    store = Store(shutil.copytree(finished[2], tmp_path / "store"))
+    for number, card in enumerate((store.root / "victims").rglob("card.json")):
+        card.write_text(said if number else card.read_text())
+    for number, record in enumerate(store.records()):
+        if number:
+            store.put({**record, "run": {"spc": []}})
+    plan = plan_sweep(read_grid(grid_file), store)
+    assert (plan.done, plan.tasks, plan.seconds) == (4, (), None)
+    grid_file.write_text(TINY.replace("[0, 1]", "[2]"))
+    plan = plan_sweep(read_grid(grid_file), store)
+    assert plan.seconds is not None
+    assert plan.seconds > 0
+    assert plan.unjudged == 2  # one of the two defenses, and the victim or its twin
+
+
+def test_a_victim_with_a_damaged_card_is_planted_again(finished, grid_file, tmp_path):
+    store = Store(shutil.copytree(finished[2], tmp_path / "store"))
+    run = next(iter(read_grid(grid_file).runs))
+    card = store.victim_place(run.victim_key()) / "card.json"
+    card.write_text("")
+    store.path(run.key).unlink()
+    _, outcome, _ = sweep(grid_file, store.root)
+    assert outcome == (1, 0)
+    aside = store.root / "victims" / f"{run.victim_key()}.damaged"
+    assert (aside / "card.json").read_text() == ""
+    assert (aside / "model.safetensors").is_file()
+    shutil.rmtree(aside)
+    assert contents(store.root) == contents(finished[2])
 
 
 def test_a_failed_run_is_a_record_and_stops_nobody(grid_file, tmp_path, monkeypatch):

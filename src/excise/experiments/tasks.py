@@ -88,8 +88,10 @@ def _plant(
         with lease:
             if store.victim(key) is not None:  # done since we looked
                 break
-            if place.exists():  # a bundle without a card: somebody removed half of it
-                shutil.rmtree(place)
+            if place.exists():  # half of a bundle, or one whose card cannot be read
+                aside = place.with_name(f"{key}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                place.replace(aside)
             surrogate = None
             if run.needs_surrogate and not twin:
                 surrogate = load_model(_bundle(run, True, store, device, say)).to(device)
