@@ -206,6 +206,17 @@ def test_victims_are_found_in_the_store_and_on_its_shelves(tmp_path):
     assert list(store.cards()) == [{}]
 
 
+def test_what_lies_half_written_on_a_shelf_is_no_victim(tmp_path):
+    shelf = tmp_path / ".shelf"  # its own name is nobody's business
+    for place in (f".{KEY}.x.part", f"deep/.{KEY}.x.old/{KEY}"):
+        (shelf / place).mkdir(parents=True)
+        (shelf / place / "card.json").write_text(json.dumps({"key": KEY}))
+    assert Store(tmp_path / "store", (shelf,)).victim(KEY) is None
+    (shelf / "whole").mkdir()
+    (shelf / "whole" / "card.json").write_text(json.dumps({"key": KEY}))
+    assert Store(tmp_path / "store", (shelf,)).victim(KEY) == shelf / "whole"
+
+
 def test_a_card_that_the_disk_does_not_give_is_not_taken_for_damaged(store, monkeypatch):
     def fails(self, *arguments, **options):
         raise OSError(errno.EIO, "Input/output error")

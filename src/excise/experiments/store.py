@@ -213,11 +213,14 @@ def _card(bundle: Path) -> dict[str, Any] | None:
 def _cards(shelves: tuple[Path, ...]) -> dict[str, Path]:
     found = {}
     for shelf in shelves:
-        for card in sorted(shelf.glob("**/card.json")):
-            try:
-                key = json.loads(card.read_text(encoding="utf-8")).get("key")
-            except (OSError, ValueError, AttributeError):
+        for path in sorted(shelf.glob("**/card.json")):
+            # A bundle that is being written, or that a killed sweep left, lies under such a name.
+            if any(part.startswith(".") for part in path.relative_to(shelf).parts):
                 continue
-            if isinstance(key, str):
-                found[key] = card.parent
+            try:
+                card = _card(path.parent)
+            except OSError:
+                continue
+            if card is not None and isinstance(card.get("key"), str):
+                found[card["key"]] = path.parent
     return found
