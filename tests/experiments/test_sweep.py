@@ -8,9 +8,11 @@ import threading
 import time
 
 import pytest
+import torch
 from tests.experiments.conftest import TINY, contents
 
 from excise.cli import main
+from excise.experiments import tasks
 from excise.experiments.engines.local import Inline, Local, Schedule, share_memory
 from excise.experiments.grid import read_grid
 from excise.experiments.store import Store
@@ -145,11 +147,33 @@ def test_a_failed_run_is_a_record_and_stops_nobody(grid_file, tmp_path, monkeypa
     assert failed[0]["error"] == "RuntimeError: the filters are on strike"
     assert "Traceback" in failed[0]["traceback"]
     assert "in fails" in failed[0]["traceback"]
+    assert 'File "excise/experiments/tasks.py"' in failed[0]["traceback"]
+    assert 'File "/' not in failed[0]["traceback"]
     # Tried again only when asked.
     plan, outcome, _ = sweep(grid_file, tmp_path / "store")
     assert (plan.done, plan.failed, outcome) == (2, 2, (0, 0))
     plan, outcome, _ = sweep(grid_file, tmp_path / "store", retry_failed=True)
     assert (plan.done, plan.failed, outcome) == (2, 0, (2, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f'File "{torch.nn.__file__}", line 1', 'File "torch/nn/__init__.py", line 1'),
+        (f'File "{json.__file__}"', 'File "json/__init__.py"'),
+        (f'File "{tasks.__file__}"', 'File "excise/experiments/tasks.py"'),
+        ("No such file: '/home/me/my data/x.png'", "No such file: 'x.png'"),
+        ("got /data/a/b.txt, which it isn't", "got b.txt, which it isn't"),
+        ("(/tmp/a) [/b] parquet:/c/d file:///e/f", "(a) [b] parquet:d file://f"),
+        ("https://a.b/c/d and/or x / y a/b.py '/'", "https://a.b/c/d and/or x / y a/b.py '/'"),
+    ],
+)
+def test_a_record_holds_no_path_of_this_machine(text, kept):
+    record = tasks.failure(Task("run", "k", {}), f"E: {text}", f"Traceback\n  {text}")
+    assert (record["error"], record["traceback"]) == (f"E: {kept}", f"Traceback\n  {kept}")
+    line, trace = tasks.described_error(RuntimeError(text))
+    assert line == f"RuntimeError: {text}"  # whom it is told knows the machine
+    assert trace == f"RuntimeError: {kept}\n"
 
 
 def test_a_victim_that_cannot_be_planted_fails_its_runs_alone(grid_file, tmp_path, monkeypatch):
