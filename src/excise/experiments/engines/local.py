@@ -104,14 +104,10 @@ class Inline:
                 continue
             try:
                 result = perform(task, opened, self.device)
-            except OSError as error:
-                if error.errno in FATAL:
-                    raise
-                line, trace = described_error(error)
-                schedule.close(task, line)
-                yield Event("failed", task, line, trace)
             except Exception as error:
-                line, trace = described_error(error)
+                kind, line, trace = fallen(error)
+                if kind == "stopped":
+                    raise
                 schedule.close(task, line)
                 yield Event("failed", task, line, trace)
             else:
@@ -269,15 +265,16 @@ def _work(
 
         try:
             result = perform(task, opened, device, say)
-        except OSError as error:
-            kind = "stopped" if error.errno in FATAL else "failed"
-            line, trace = described_error(error)
-            pipe.send((kind, line, trace))
         except Exception as error:
-            line, trace = described_error(error)
-            pipe.send(("failed", line, trace))
+            pipe.send(fallen(error))
         else:
             pipe.send(("done", "", result))
+
+
+def fallen(error: Exception) -> tuple[Literal["stopped", "failed"], str, str]:
+    """Return the kind, text and result of the event that tells of an error in a worker."""
+    fatal = isinstance(error, OSError) and error.errno in FATAL
+    return "stopped" if fatal else "failed", *described_error(error)
 
 
 def share_memory(device: str, sharing: int) -> None:

@@ -7,6 +7,7 @@ one who started the sweep and go into that store. Victims lie in the store if al
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import SpecError
-from excise.experiments.engines.local import Event
+from excise.experiments.engines.local import Event, fallen
 from excise.experiments.store import Store
 from excise.experiments.tasks import Task, described_error, perform
 
@@ -77,7 +78,7 @@ class OnRay:
 
         Raises:
             SpecError: Ray is not installed, or there is no cluster at the address.
-            OSError: the store cannot be written to.
+            OSError: the store, or a node's ``scratch``, cannot be written to.
         """
         ray = self._connected()
         remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpu_share, max_retries=RETRIES)(_do)
@@ -96,6 +97,8 @@ class OnRay:
                 ready, _ = ray.wait(list(waiting), num_returns=1)
                 task = waiting.pop(ready[0])
                 event = _event(ray, task, ready[0])
+                if event.kind == "stopped":
+                    raise OSError(errno.ENOSPC, event.text)
                 if event.kind == "done" and task.kind == "run":
                     opened.put(event.result)
                 yield event
@@ -128,11 +131,10 @@ def _do(
 
     torch.set_num_threads(cpus)
     for kind, text, _ in needs:
-        if kind == "failed":
-            return "failed", text, ""
+        if kind != "done":
+            return kind, text, ""
     try:
         opened = Store(Path(store), tuple(Path(shelf) for shelf in shelves))
         return "done", "", perform(task, opened, device)
     except Exception as error:
-        line, trace = described_error(error)
-        return "failed", line, trace
+        return fallen(error)
