@@ -109,6 +109,41 @@ def test_a_nodes_full_disk_stops_the_sweep(cluster, grid_file, tmp_path, monkeyp
     assert store.keys() == set()
 
 
+def test_runs_whose_twin_is_lost_every_time_are_still_to_do(
+    cluster, grid_file, tmp_path, monkeypatch
+):
+    from excise.experiments.engines.ray import OnRay
+
+    plan = plan_sweep(read_grid(grid_file), Store(tmp_path / "store"))
+    doomed = plan.tasks[0].key
+    killed = next(
+        task.key for task in plan.tasks if task.kind == "run" and doomed not in task.after
+    )
+
+    def dies(task, *options):  # nested, so that Ray carries its code to the node
+        import os
+
+        if task.key in (doomed, killed):
+            os._exit(1)
+        return "failed", "ValueError: no", ""
+
+    cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    monkeypatch.setattr("excise.experiments.engines.ray._do", dies)
+    monkeypatch.setattr("excise.experiments.engines.ray.RETRIES", 1)
+    ended = {}
+    store = Store(tmp_path / "store")
+
+    def end(event):
+        if event.kind != "started":
+            ended[event.task.key] = event
+
+    assert run_sweep(plan, store, OnRay(address=cluster.address), end) == (0, 2)
+    for task in plan.tasks:
+        lost = task.key == doomed or (task.kind == "run" and doomed in task.after)
+        assert ended[task.key].kind == ("lost" if lost else "failed")
+        assert (store.get(task.key) is not None) == (task.kind == "run" and not lost)
+
+
 def test_a_cluster_that_is_not_there(tmp_path):
     from excise.experiments.engines.ray import OnRay
 

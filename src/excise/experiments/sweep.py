@@ -95,8 +95,9 @@ def run_sweep(
 ) -> tuple[int, int]:
     """Do what is left; return how many runs were finished, and how many failed.
 
-    A failed run leaves a record with its traceback and does not stop the others. However the sweep
-    ends, what was finished stays, and started again it goes on.
+    A failed run leaves a record with its traceback and does not stop the others. A lost one (what
+    it needs could not be planted, since whoever did died every time) leaves none and is still to
+    do. However the sweep ends, what was finished stays, and started again it goes on.
 
     Raises:
         OSError: the store's disk is full or cannot be written to.

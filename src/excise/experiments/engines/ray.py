@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import SpecError
-from excise.experiments.engines.local import Event, fallen
+from excise.experiments.engines.local import RETRIES, Event, fallen
 from excise.experiments.store import Store
 from excise.experiments.tasks import Task, described_error, perform
 
 __all__ = ["OnRay"]
-
-#: How often a task is started again after its node or its process was lost.
-RETRIES = 3
 
 
 @dataclass
@@ -96,7 +93,8 @@ class OnRay:
             while waiting:
                 ready, _ = ray.wait(list(waiting), num_returns=1)
                 task = waiting.pop(ready[0])
-                event = _event(ray, task, ready[0])
+                needs = [results[key] for key in task.after if key in results]
+                event = _event(ray, task, ready[0], needs)
                 if event.kind == "stopped":
                     raise OSError(errno.ENOSPC, event.text)
                 if event.kind == "done" and task.kind == "run":
@@ -114,13 +112,23 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def _event(ray: Any, task: Task, reference: Any) -> Event:
+def _event(ray: Any, task: Task, reference: Any, needs: Sequence[Any]) -> Event:
     try:
         kind, text, result = ray.get(reference)
     except ray.exceptions.RayError as error:  # lost more often than it is retried
         line, trace = described_error(error)
-        return Event("failed", task, line.splitlines()[0], trace)
+        # A run whose need was lost never started: it is not its failure.
+        lost = task.kind != "run" or any(_is_lost(ray, need) for need in needs)
+        return Event("lost" if lost else "failed", task, line.splitlines()[0], trace)
     return Event(kind, task, text, result)
+
+
+def _is_lost(ray: Any, reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def _do(
