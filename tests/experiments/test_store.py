@@ -204,6 +204,8 @@ def test_victims_are_found_in_the_store_and_on_its_shelves(tmp_path):
     own.write_text("{}")
     assert store.victim(KEY) == store.victim_place(KEY)
     assert list(store.cards()) == [{}]
+    own.unlink()
+    assert store.victim(KEY) == shelf  # somebody removed it since
 
 
 def test_what_lies_half_written_on_a_shelf_is_no_victim(tmp_path):

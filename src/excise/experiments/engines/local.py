@@ -114,7 +114,7 @@ class Inline:
                 try:
                     event = Event("done", task, result=perform(task, opened, self.device))
                 except Exception as error:
-                    kind, line, trace = fallen(error)
+                    kind, line, trace = outcome_of(error)
                     if kind == "stopped":
                         raise
                     event = Event(kind, task, line, trace)
@@ -280,12 +280,12 @@ def _work(
         try:
             result = perform(task, opened, device, say)
         except Exception as error:
-            pipe.send(fallen(error))
+            pipe.send(outcome_of(error))
         else:
             pipe.send(("done", "", result))
 
 
-def fallen(error: Exception) -> tuple[Literal["stopped", "failed"], str, str]:
+def outcome_of(error: Exception) -> tuple[Literal["stopped", "failed"], str, str]:
     """Return the kind, text and result of the event that tells of an error in a worker."""
     fatal = isinstance(error, OSError) and error.errno in FATAL
     return "stopped" if fatal else "failed", *described_error(error)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import SpecError
-from excise.experiments.engines.local import RETRIES, Event, fallen
+from excise.experiments.engines.local import RETRIES, Event, outcome_of
 from excise.experiments.store import Store
 from excise.experiments.tasks import Task, described_error, perform
 
@@ -145,4 +145,4 @@ def _do(
         opened = Store(Path(store), tuple(Path(shelf) for shelf in shelves))
         return "done", "", perform(task, opened, device)
     except Exception as error:
-        return fallen(error)
+        return outcome_of(error)
