@@ -34,8 +34,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        _to_disk(part)
         part.replace(path)
     except BaseException as error:
         full = _full(error, path)
@@ -60,6 +59,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
         for written in part.rglob("*"):
             # Some libraries make files that their owner alone can read.
             written.chmod((0o777 if written.is_dir() else 0o666) & ~umask)
+            if written.is_file():
+                _to_disk(written)
         part.chmod(0o777 & ~umask)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
@@ -80,6 +81,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
         if full is not None:
             raise full from error
         raise
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file's content on the disk before its name is: else a power cut may leave it empty."""
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _full(error: BaseException, path: Path) -> OSError | None:

@@ -204,3 +204,18 @@ def test_what_stands_in_a_directory_can_be_read_by_whom_the_umask_lets(tmp_path)
     deep = tmp_path / "x" / "deep"
     assert stat.S_IMODE((deep / "a").stat().st_mode) == 0o666 & ~umask
     assert stat.S_IMODE(deep.stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_directorys_files_are_on_the_disk_before_it_appears(tmp_path, monkeypatch):
+    synced, path = set(), tmp_path / "x"
+
+    def fsync(number):
+        assert not path.exists()
+        synced.add(os.fstat(number).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_directory(path) as part:
+        (part / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (part / name).write_text(name)
+    assert synced == {(path / name).stat().st_ino for name in ("a", "deep/b")}

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ KEY = "ab" + "0" * 22
 
 
 def record(key=KEY, status="done", **more):
-    return {"version": 1, "key": key, "status": status, **more}
+    return {
+        "version": 1, "key": key, "status": status, "run": {}, "seconds": {"total": 1.0}, **more,
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -50,7 +53,11 @@ def test_a_failure_never_replaces_a_finished_run(store):
     "content",
     [b"", b'{"version": 1, "ke', b"\xff\xfe", b"[]", b"{}", b'{"version": "x"}', b"null",
      json.dumps(record("ff" + KEY[2:])).encode(), json.dumps(record(status="?")).encode(),
-     b"[" * 100_000],
+     json.dumps(record(seconds=None)).encode(), json.dumps(record(seconds={})).encode(),
+     json.dumps(record(seconds={"total": float("nan")})).encode(),
+     json.dumps(record(run=[])).encode(), json.dumps(record(KEY, "failed", run=None)).encode(),
+     b'{"version": 1, "key": "%s", "status": "failed"}' % KEY.encode(),
+     b'{"version": 1e999}', b"[" * 100_000],
 )  # fmt: skip
 def test_a_damaged_record_is_moved_aside_and_its_run_is_not_done(store, content):
     path = store.put(record())
@@ -62,13 +69,30 @@ def test_a_damaged_record_is_moved_aside_and_its_run_is_not_done(store, content)
     assert store.get(KEY) == record()
 
 
-def test_a_newer_record_is_left_alone_and_counts_as_done(store):
+def test_a_damaged_record_may_be_moved_by_two_sweeps_at_once(store, monkeypatch):
+    path, move = store.put(record()), Path.replace
+    path.write_bytes(b"")
+
+    def moved_meanwhile(self, target):
+        move(self, target)
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", moved_meanwhile)
+    with pytest.warns(DamagedRecordWarning):
+        assert store.get(KEY) is None
+    assert path.with_name(f"{KEY}.json.damaged").read_bytes() == b""
+
+
+@pytest.mark.parametrize("status", ["done", "failed"])
+def test_a_newer_record_is_left_alone_and_counts_as_done(store, status):
     path = store.put(record())
     path.write_text(json.dumps(record() | {"version": 2, "shape": "unknown"}))
     before = path.read_bytes()
     found = store.get(KEY)
     assert found is not None
     assert found["status"] == "newer"
+    assert path.read_bytes() == before
+    store.put(record(status=status))
     assert path.read_bytes() == before
 
 
@@ -106,6 +130,23 @@ def test_a_directory_of_something_else_is_no_store(tmp_path):
     file.write_text("x")
     with pytest.raises(DataError, match="holds something else"):
         Store(file)
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_store_that_another_start_describes_meanwhile_is_no_something_else(
+    tmp_path, monkeypatch, make
+):
+    root, look = tmp_path / "store", Path.iterdir
+    root.mkdir()
+
+    def described_meanwhile(self):
+        if self == root and not (root / "store.json").exists():
+            monkeypatch.undo()
+            Store(root).put(record())
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", described_meanwhile)
+    assert Store(root, make=make).keys() == {KEY}
 
 
 @pytest.mark.parametrize(
@@ -155,8 +196,36 @@ def test_victims_are_found_in_the_store_and_on_its_shelves(tmp_path):
     assert store.victim("cd") is None
     store.victim_place(KEY).mkdir(parents=True)
     assert store.victim(KEY) == shelf  # an empty directory is no victim
-    (store.victim_place(KEY) / "card.json").write_text("{}")
+    own = store.victim_place(KEY) / "card.json"
+    for damaged in (b"", b'{"key"', b"[]", b"\xff", b"[" * 100_000):
+        own.write_bytes(damaged)
+        assert store.victim(KEY) == shelf
+        assert list(store.cards()) == []
+    own.write_text("{}")
     assert store.victim(KEY) == store.victim_place(KEY)
+    assert list(store.cards()) == [{}]
+    own.unlink()
+    assert store.victim(KEY) == shelf  # somebody removed it since
+
+
+def test_what_lies_half_written_on_a_shelf_is_no_victim(tmp_path):
+    shelf = tmp_path / ".shelf"  # its own name is nobody's business
+    for place in (f".{KEY}.x.part", f"deep/.{KEY}.x.old/{KEY}"):
+        (shelf / place).mkdir(parents=True)
+        (shelf / place / "card.json").write_text(json.dumps({"key": KEY}))
+    assert Store(tmp_path / "store", (shelf,)).victim(KEY) is None
+    (shelf / "whole").mkdir()
+    (shelf / "whole" / "card.json").write_text(json.dumps({"key": KEY}))
+    assert Store(tmp_path / "store", (shelf,)).victim(KEY) == shelf / "whole"
+
+
+def test_a_card_that_the_disk_does_not_give_is_not_taken_for_damaged(store, monkeypatch):
+    def fails(self, *arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        store.victim(KEY)
 
 
 def test_one_holder_at_a_time(tmp_path):

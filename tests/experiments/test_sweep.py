@@ -2,15 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
+from collections import Counter
 
 import pytest
+import torch
 from tests.experiments.conftest import TINY, contents
 
 from excise.cli import main
-from excise.experiments.engines.local import Inline, Local, Schedule, share_memory
+from excise.experiments import tasks
+from excise.experiments.engines.local import (
+    RETRIES,
+    Event,
+    Inline,
+    Local,
+    Schedule,
+    share_memory,
+)
 from excise.experiments.grid import read_grid
 from excise.experiments.store import Store
 from excise.experiments.sweep import plan_sweep, run_sweep
@@ -90,6 +101,45 @@ def test_an_estimate_comes_from_what_was_done(finished, grid_file):
     assert plan.unjudged == 0
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["", '{"made": {', "[]", "{}", '{"made": null, "seconds": 1}', '{"made": [], "seconds": 1}',
+     '{"made": {"arch": 1}, "seconds": null}', '{"made": {"arch": 1}, "seconds": 1e999}',
+     '{"made": {"arch": 1, "recipe": 1}, "seconds": 1}', '{"made": {"arch": []}, "seconds": 1}'],
+)  # fmt: skip
+def test_what_says_nothing_of_its_time_is_no_part_of_an_estimate(
+    finished, grid_file, tmp_path, said
+):
+    store = Store(shutil.copytree(finished[2], tmp_path / "store"))
+    for number, card in enumerate((store.root / "victims").rglob("card.json")):
+        card.write_text(said if number else card.read_text())
+    for number, record in enumerate(store.records()):
+        if number:
+            store.put({**record, "run": {"spc": []}})
+    plan = plan_sweep(read_grid(grid_file), store)
+    assert (plan.done, plan.tasks, plan.seconds) == (4, (), None)
+    grid_file.write_text(TINY.replace("[0, 1]", "[2]"))
+    plan = plan_sweep(read_grid(grid_file), store)
+    assert plan.seconds is not None
+    assert plan.seconds > 0
+    assert plan.unjudged == 2  # one of the two defenses, and the victim or its twin
+
+
+def test_a_victim_with_a_damaged_card_is_planted_again(finished, grid_file, tmp_path):
+    store = Store(shutil.copytree(finished[2], tmp_path / "store"))
+    run = next(iter(read_grid(grid_file).runs))
+    card = store.victim_place(run.victim_key()) / "card.json"
+    card.write_text("")
+    store.path(run.key).unlink()
+    _, outcome, _ = sweep(grid_file, store.root)
+    assert outcome == (1, 0)
+    aside = store.root / "victims" / f"{run.victim_key()}.damaged"
+    assert (aside / "card.json").read_text() == ""
+    assert (aside / "model.safetensors").is_file()
+    shutil.rmtree(aside)
+    assert contents(store.root) == contents(finished[2])
+
+
 def test_a_failed_run_is_a_record_and_stops_nobody(grid_file, tmp_path, monkeypatch):
     from excise.defenses import GradPrune
 
@@ -105,11 +155,33 @@ def test_a_failed_run_is_a_record_and_stops_nobody(grid_file, tmp_path, monkeypa
     assert failed[0]["error"] == "RuntimeError: the filters are on strike"
     assert "Traceback" in failed[0]["traceback"]
     assert "in fails" in failed[0]["traceback"]
+    assert 'File "excise/experiments/tasks.py"' in failed[0]["traceback"]
+    assert 'File "/' not in failed[0]["traceback"]
     # Tried again only when asked.
     plan, outcome, _ = sweep(grid_file, tmp_path / "store")
     assert (plan.done, plan.failed, outcome) == (2, 2, (0, 0))
     plan, outcome, _ = sweep(grid_file, tmp_path / "store", retry_failed=True)
     assert (plan.done, plan.failed, outcome) == (2, 0, (2, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f'File "{torch.nn.__file__}", line 1', 'File "torch/nn/__init__.py", line 1'),
+        (f'File "{json.__file__}"', 'File "json/__init__.py"'),
+        (f'File "{tasks.__file__}"', 'File "excise/experiments/tasks.py"'),
+        ("No such file: '/home/me/my data/x.png'", "No such file: 'x.png'"),
+        ("got /data/a/b.txt, which it isn't", "got b.txt, which it isn't"),
+        ("(/tmp/a) [/b] parquet:/c/d file:///e/f", "(a) [b] parquet:d file://f"),
+        ("https://a.b/c/d and/or x / y a/b.py '/'", "https://a.b/c/d and/or x / y a/b.py '/'"),
+    ],
+)
+def test_a_record_holds_no_path_of_this_machine(text, kept):
+    record = tasks.failure(Task("run", "k", {}), f"E: {text}", f"Traceback\n  {text}")
+    assert (record["error"], record["traceback"]) == (f"E: {kept}", f"Traceback\n  {kept}")
+    line, trace = tasks.described_error(RuntimeError(text))
+    assert line == f"RuntimeError: {text}"  # whom it is told knows the machine
+    assert trace == f"RuntimeError: {kept}\n"
 
 
 def test_a_victim_that_cannot_be_planted_fails_its_runs_alone(grid_file, tmp_path, monkeypatch):
@@ -157,24 +229,56 @@ def test_workers_give_what_one_process_gives(finished, grid_file, tmp_path):
     assert contents(tmp_path / "store") == contents(finished[2])
 
 
+def killing(engine, chosen, times=1):
+    """Return what kills the workers of the tasks that ``chosen`` says, and the keys it killed."""
+    killed = Counter()
+
+    def kill(event):
+        key = event.task.key
+        if event.kind == "started" and chosen(event.task) and killed[key] < times:
+            worker = next(w for w in engine._crew if w.task and w.task.key == key)
+            os.kill(worker.process.pid, signal.SIGKILL)
+            killed[key] += 1
+
+    return kill, killed
+
+
 def test_a_worker_that_dies_costs_its_own_run_only(grid_file, tmp_path):
     store = Store(tmp_path / "store")
     plan = plan_sweep(read_grid(grid_file), store)
     engine = Local(2, cores=2)
-    killed = []
-
-    def kill_one(event):
-        if event.kind == "started" and event.task.kind == "run" and not killed:
-            worker = next(w for w in engine._crew if w.task and w.task.key == event.task.key)
-            os.kill(worker.process.pid, signal.SIGKILL)
-            killed.append(event.task.key)
-
+    unlucky = next(task.key for task in plan.tasks if task.kind == "run")
+    kill_one, killed = killing(engine, lambda task: task.key == unlucky)
     assert run_sweep(plan, store, engine, kill_one) == (3, 1)
-    record = store.get(killed[0])
+    assert killed == {unlucky: 1}
+    record = store.get(unlucky)
     assert record is not None
     assert record["error"] == "the worker died with signal SIGKILL (out of memory?)"
     _, outcome, _ = sweep(grid_file, tmp_path / "store", retry_failed=True)
     assert outcome == (1, 0)
+
+
+def test_a_worker_that_dies_planting_costs_nothing(finished, grid_file, tmp_path):
+    store = Store(tmp_path / "store")
+    plan = plan_sweep(read_grid(grid_file), store)
+    engine = Local(2, cores=2)
+    kill, killed = killing(engine, lambda task: task.kind != "run")
+    assert run_sweep(plan, store, engine, kill) == (4, 0)
+    assert len(killed) == 4
+    assert contents(store.root) == contents(finished[2])
+
+
+def test_runs_whose_twin_is_lost_every_time_are_still_to_do(grid_file, tmp_path):
+    store = Store(tmp_path / "store")
+    plan = plan_sweep(read_grid(grid_file), store)
+    engine = Local(2, cores=2)
+    twin = plan.tasks[0].key
+    kill, killed = killing(engine, lambda task: task.key == twin, times=99)
+    assert run_sweep(plan, store, engine, kill) == (2, 0)
+    assert killed == {twin: 1 + RETRIES}
+    plan = plan_sweep(read_grid(grid_file), store)
+    assert (plan.done, plan.failed, plan.count("run"), plan.count("twin")) == (2, 0, 2, 1)
+    assert run_sweep(plan, store, Inline(), lambda event: None) == (2, 0)
 
 
 def test_two_sweeps_on_one_store_share_the_work(finished, grid_file, tmp_path):
@@ -195,16 +299,25 @@ def test_two_sweeps_on_one_store_share_the_work(finished, grid_file, tmp_path):
     assert contents(tmp_path / "store") == contents(finished[2])
 
 
-def test_tasks_wait_for_what_they_need_and_fall_with_it():
-    a, b, c = Task("twin", "a", {}), Task("run", "b", {}, ("a",)), Task("run", "c", {})
-    schedule = Schedule([b, a, c])
+@pytest.mark.parametrize("kind", ["failed", "lost"])
+def test_tasks_wait_for_what_they_need_and_fall_with_it(kind):
+    a, b, c = Task("twin", "a", {}), Task("victim", "b", {}, ("a",)), Task("run", "c", {})
+    d = Task("run", "d", {}, ("c", "b"))
+    schedule = Schedule([d, b, a, c])
+    assert schedule.next() is a
+    schedule.again(a)
     assert schedule.next() is a
     assert schedule.next() is c
     assert schedule.next() is None
-    schedule.close(a, "broken")
+    schedule.close(Event("done", c))
+    schedule.close(Event(kind, a, "broken", "trace"))
     assert schedule.next() is b
-    assert schedule.cause(b) == "broken"
-    assert schedule.cause(c) is None
+    assert schedule.fall(b) == Event(kind, b, "broken", "")
+    assert schedule.next() is None
+    schedule.close(Event(kind, b, "broken", ""))
+    assert schedule.next() is d
+    assert schedule.fall(d) == Event(kind, d, "broken", "")
+    assert schedule.fall(c) is None
 
 
 @pytest.mark.parametrize(
@@ -239,6 +352,29 @@ def test_the_command_plans_runs_and_says_what_it_did(grid_file, tmp_path, capsys
     assert "[4/4]" in said.err
     assert main([*arguments, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done"] == 4
+
+
+def test_the_command_says_what_is_still_to_do(grid_file, tmp_path, capsys, monkeypatch):
+    class Dies:
+        def run(self, tasks, store, shelves):
+            schedule = Schedule(tasks)
+            while (task := schedule.next()) is not None:
+                event = schedule.fall(task) or Event("lost", task, "the worker died")
+                schedule.close(event)
+                yield event
+
+    monkeypatch.setattr("excise.commands.sweep._engine", lambda asked: Dies())
+    arguments = ["sweep", str(grid_file), "--store", str(tmp_path / "s")]
+    for _ in range(2):  # nothing is kept that the next start would skip
+        assert main(arguments) == 1
+        said = capsys.readouterr()
+        assert "4 runs: 0 done, 0 failed before, 4 to do" in said.err
+        assert "lost: the worker died" in said.err
+        assert "0 of 4 runs are done, 0 failed" in said.out
+        assert "4 still to do" in said.out
+    assert main([*arguments, "--json"]) == 1
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["done"], outcome["failed"], outcome["to_do"]) == (0, 0, 4)
 
 
 def test_a_machine_that_tells_neither_cores_nor_memory_sweeps_too(

@@ -66,7 +66,7 @@ class Sweep:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a sweep; 0 if every run is done, 1 if some failed."""
+    """Run a sweep; 0 if every run is done, 1 if some failed or are still to do."""
     asked = flags(Sweep, arguments, "sweep", file=tyro.MISSING)
     console = Console(stderr=True, highlight=False)
     grid = read_grid(asked.file)
@@ -102,9 +102,10 @@ def run(arguments: list[str]) -> int:
                 "Start it again to go on."
             )
             return 130
+    lost = plan.count("run") - finished - failed
     failed += plan.failed
     outcome = {
-        "runs": plan.runs, "done": plan.done + finished, "failed": failed,
+        "runs": plan.runs, "done": plan.done + finished, "failed": failed, "to_do": lost,
         "seconds": time.monotonic() - started, "store": str(store.root),
     }  # fmt: skip
     if asked.json:
@@ -113,7 +114,12 @@ def run(arguments: list[str]) -> int:
         print(f"{outcome['done']} of {plan.runs} runs are done, {failed} failed: {store.root}")
         if failed:
             print("What failed and why stands in the records; --retry-failed tries again.")
-    return 1 if failed else 0
+        if lost:
+            print(
+                f"{lost:,} still to do: the worker that planted what they need died each time. "
+                "Start the sweep again to go on."
+            )
+    return 1 if failed or lost else 0
 
 
 def _both(progress: _Progress, log: Log) -> Callable[[Event], None]:
@@ -264,8 +270,8 @@ class _Progress:
 
 
 def _outcome(event: Event) -> str:
-    if event.kind == "failed":
-        return f"failed: {event.text}"
+    if event.kind in ("failed", "lost"):
+        return f"{event.kind}: {event.text}"
     result = event.result
     figures = (result.get("after") if event.task.kind == "run" else result.get("measured")) or {}
     said = [

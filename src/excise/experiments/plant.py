@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -19,11 +20,12 @@ from excise.data import DataSet, PoolSplit, split_pool
 from excise.errors import DataError
 from excise.evaluation import evaluate, visibility
 from excise.experiments.environment import environment
+from excise.files import write_json
 from excise.models import build_model, device_of, read_card
 from excise.registry import spec_of
 from excise.seeding import Rng
 from excise.training import Recipe
-from excise.types import AllToOne, Attack, Labelled, LabelledImages, OnRound, ignore_round
+from excise.types import AllToOne, Attack, Labelled, LabelledImages, OnRound, Row, ignore_round
 
 __all__ = ["Planting", "plant", "pool_of", "train_victim"]
 
@@ -106,7 +108,8 @@ def plant(
 ) -> dict[str, Any]:
     """Train a victim, measure it on the test images and write its bundle; return its card.
 
-    An interrupted planting goes on after the last finished epoch and ends with the same weights.
+    An interrupted planting goes on after the last finished epoch and ends with the same weights;
+    the card's ``seconds`` count what led to that epoch too.
 
     Args:
         planting: what to plant.
@@ -128,10 +131,18 @@ def plant(
             remedy="Give a folder with train/ and test/, so that the attack can be measured.",
         )
     checkpoints = out.parent / f".{out.name}.checkpoints"
-    start = time.perf_counter()
+    clock = checkpoints / "seconds.json"
+    made = json.dumps(planting.spec(data), sort_keys=True)
+    start = time.perf_counter() - _spent(clock, made)
+
+    def after_round(row: Row) -> None:
+        # A row comes once its checkpoint is safe: so much is not done again.
+        write_json(clock, {"made": made, "seconds": time.perf_counter() - start})
+        on_round(row)
+
     victim = train_victim(
         planting, data,
-        device=device, surrogate=surrogate, checkpoints=checkpoints, on_round=on_round,
+        device=device, surrogate=surrogate, checkpoints=checkpoints, on_round=after_round,
     )  # fmt: skip
     card: dict[str, Any] = {
         **(described or {}),
@@ -149,6 +160,15 @@ def plant(
     return read_card(out)
 
 
+def _spent(clock: Path, made: str) -> float:
+    """Return the seconds of the same planting before it was interrupted, as far as it says."""
+    try:
+        said = json.loads(clock.read_text(encoding="utf-8"))
+        return float(said["seconds"]) if said["made"] == made else 0.0
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
 def _poisoned(planting: Planting, data: DataSet, victim: Victim) -> dict[str, Any] | None:
     """Return how much was poisoned, against all images and against the target's; None: online."""
     if victim.backdoor is None or victim.poison_index is None:
@@ -156,11 +176,12 @@ def _poisoned(planting: Planting, data: DataSet, victim: Victim) -> dict[str, An
     images = pool_of(data.train, planting.seed, planting.victim_images).victim
     n = len(victim.poison_index)
     rule = victim.backdoor.rule
-    counts = images.counts()
+    # The victim may have drawn no image of the target, or poison goes to several classes.
+    of_target = images.counts()[rule.target] if isinstance(rule, AllToOne) else 0
     return {
         "images": n,
         "fraction_of_all": n / len(images),
-        "fraction_of_target_class": n / counts[rule.target] if isinstance(rule, AllToOne) else None,
+        "fraction_of_target_class": n / of_target if of_target else None,
         "covers": len(victim.cover_index) if victim.cover_index is not None else 0,
     }
 

@@ -10,12 +10,14 @@
 
 A record appears whole or not at all. One that cannot be read (a damaged disk, an edited file) is
 moved aside, never deleted, and its run counts as not done. A record of a newer version is left
-alone and counts as done.
+alone and counts as done. A bundle whose card cannot be read counts as not planted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -54,19 +56,18 @@ class Store:
         self.root = root
         self.shelves = shelves
         self._shelved: dict[str, Path] | None = None
+        self._readable: set[str] = set()
         described = root / "store.json"
+        # Another start may describe the store between the two looks.
+        if not described.exists() and _holds_more(root) and not described.exists():
+            raise DataError(
+                "a store, or an empty place for one",
+                got=f"{root}, which holds something else",
+                remedy="Choose another --store.",
+            )
         if described.exists():
             self._check(described)
         else:
-            # Killed before it was described, a store has its leases' directory alone.
-            if root.exists() and (
-                not root.is_dir() or any(one.name != "leases" for one in root.iterdir())
-            ):
-                raise DataError(
-                    "a store, or an empty place for one",
-                    got=f"{root}, which holds something else",
-                    remedy="Choose another --store.",
-                )
             if not make:
                 return
             # Written where leftovers of the killed do no harm, then moved in one step.
@@ -108,17 +109,17 @@ class Store:
     def put(self, record: Mapping[str, Any]) -> Path:
         """Write a record under its own key, whole or not at all; return where.
 
-        A finished run's record is never replaced by a failed one's.
+        A finished run's record is never replaced by a failed one's, nor one of a newer version by
+        any.
 
         Raises:
             OSError: the disk is full or read-only; what was there stays.
         """
         path = self.path(record["key"])
-        if record["status"] == "failed":
-            there = self.get(record["key"])
-            if there is not None and there["status"] == "done":
-                return path
-        write_json(path, record)
+        there = self.get(record["key"])
+        kept = ("newer", "done") if record["status"] == "failed" else ("newer",)
+        if there is None or there["status"] not in kept:
+            write_json(path, record)
         return path
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -137,16 +138,24 @@ class Store:
             version = int(record["version"])
             if version > RECORD_VERSION:
                 return {"version": version, "status": "newer", "key": path.stem}
-            fits = record["key"] == path.stem and record["status"] in ("done", "failed")
-            why = "it is not the record of its name"
+            fits = (
+                record["key"] == path.stem
+                and isinstance(record["run"], dict)
+                and (
+                    record["status"] == "failed"
+                    or (record["status"] == "done" and math.isfinite(record["seconds"]["total"]))
+                )
+            )
+            why = "it is no whole record of its name"
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             fits, why = False, f"{type(error).__name__}: {error}"
         if fits:
             return dict(record)
         aside = path.with_name(f"{path.name}.damaged")
-        path.replace(aside)
+        with contextlib.suppress(FileNotFoundError):  # another sweep moved it
+            path.replace(aside)
         warnings.warn(
             f"the record {path.name} cannot be read ({why}); it was moved to {aside.name} and its "
             "run counts as not done",
@@ -158,9 +167,16 @@ class Store:
     # Victims
 
     def victim(self, key: str) -> Path | None:
-        """Return the bundle of ``key``, the store's own or a shelf's; None if there is none."""
+        """Return the bundle of ``key``, the store's own or a shelf's; None if there is none.
+
+        Raises:
+            OSError: its card is there, but the disk does not give it.
+        """
         own = self.victim_place(key)
-        if (own / "card.json").is_file():
+        # Read once: a grid asks for the same victims for every run.
+        known = key in self._readable
+        if (own / "card.json").is_file() if known else _card(own) is not None:
+            self._readable.add(key)
             return own
         if self._shelved is None:
             self._shelved = _cards(self.shelves)
@@ -170,19 +186,45 @@ class Store:
         """Return where the store puts the bundle of ``key``."""
         return self.root / "victims" / key
 
+    def cards(self) -> Iterator[dict[str, Any]]:
+        """Yield the cards of the store's own bundles, those that can be read."""
+        for place in sorted((self.root / "victims").glob("[!.]*")):
+            if (card := _card(place)) is not None:
+                yield card
+
     def lease(self, name: str) -> Lease | None:
         """Take the lease called ``name``; None if somebody alive holds it."""
         return Lease.claim(self.root / "leases" / name)
 
 
+def _holds_more(root: Path) -> bool:
+    """Whether there is more at ``root`` than what a start leaves that was killed at once."""
+    if not root.is_dir():
+        return root.exists()
+    # Killed before it was described, a store has its leases' directory alone.
+    return any(one.name != "leases" for one in root.iterdir())
+
+
+def _card(bundle: Path) -> dict[str, Any] | None:
+    """Return a bundle's card; None if it has none, or one that is no JSON object."""
+    try:
+        said = json.loads((bundle / "card.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
 def _cards(shelves: tuple[Path, ...]) -> dict[str, Path]:
     found = {}
     for shelf in shelves:
-        for card in sorted(shelf.glob("**/card.json")):
-            try:
-                key = json.loads(card.read_text(encoding="utf-8")).get("key")
-            except (OSError, ValueError, AttributeError):
+        for path in sorted(shelf.glob("**/card.json")):
+            # A bundle that is being written, or that a killed sweep left, lies under such a name.
+            if any(part.startswith(".") for part in path.relative_to(shelf).parts):
                 continue
-            if isinstance(key, str):
-                found[key] = card.parent
+            try:
+                card = _card(path.parent)
+            except OSError:
+                continue
+            if card is not None and isinstance(card.get("key"), str):
+                found[card["key"]] = path.parent
     return found

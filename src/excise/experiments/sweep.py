@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ _FITTED = (
     "data", "image_size", "limit", "model", "attack",
     "victim_images", "spc", "validation_ratio", "paper_split",
 )  # fmt: skip
+
+#: What a record or card that somebody edited may raise; nothing is judged by it then.
+_ODD = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ def run_sweep(
 ) -> tuple[int, int]:
     """Do what is left; return how many runs were finished, and how many failed.
 
-    A failed run leaves a record with its traceback and does not stop the others. However the sweep
-    ends, what was finished stays, and started again it goes on.
+    A failed run leaves a record with its traceback and does not stop the others. A lost one (what
+    it needs could not be planted, since whoever did died every time) leaves none and is still to
+    do. However the sweep ends, what was finished stays, and started again it goes on.
 
     Raises:
         OSError: the store's disk is full or cannot be written to.
@@ -134,12 +140,13 @@ def _estimate(tasks: Iterable[Task], store: Store) -> tuple[float | None, int]:
     took: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for record in store.records():
         if record["status"] == "done":
-            took[_like(record["run"], "run")].append(float(record["seconds"]["total"]))
-    for card in (store.root / "victims").glob("*/card.json"):
-        said = json.loads(card.read_text(encoding="utf-8"))
-        made = said.get("made") or {}
-        if "seconds" in said:
-            took[_planted_like(made, made.get("arch"))].append(float(said["seconds"]))
+            with contextlib.suppress(*_ODD):
+                took[_like(record["run"], "run")].append(float(record["seconds"]["total"]))
+    for card in store.cards():
+        with contextlib.suppress(*_ODD):
+            made, seconds = card["made"], float(card["seconds"])
+            if math.isfinite(seconds):
+                took[_planted_like(made, made["arch"])].append(seconds)
     total, unjudged, judged = 0.0, 0, False
     for task in tasks:
         if task.kind == "run":

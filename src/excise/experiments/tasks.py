@@ -5,8 +5,9 @@ A task is plain JSON, so that it crosses to another process or machine; what com
 
 from __future__ import annotations
 
-import contextlib
+import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -36,6 +37,11 @@ _POLL = 1.0
 _KEPT = 32
 #: What the victims measured last by this process do, and their twins.
 _MEASURED: dict[str, tuple[Evaluation, Evaluation | None]] = {}
+#: An absolute path: between quotes, where it may hold spaces, or bare; no part of a URL.
+_PATH = re.compile(
+    r"""(?<=(?P<quote>["']))(?P<quoted>/[^"'\n]+)(?=(?P=quote))"""
+    r"""|(?:(?<![\w.~/…])|(?<=file://))(?P<bare>/(?!/)[^\s"'`(),;:<>\[\]]+)"""
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,10 @@ def _plant(
         with lease:
             if store.victim(key) is not None:  # done since we looked
                 break
-            if place.exists():  # a bundle without a card: somebody removed half of it
-                shutil.rmtree(place)
+            if place.exists():  # half of a bundle, or one whose card cannot be read
+                aside = place.with_name(f"{key}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                place.replace(aside)
             surrogate = None
             if run.needs_surrogate and not twin:
                 surrogate = load_model(_bundle(run, True, store, device, say)).to(device)
@@ -204,8 +212,8 @@ def failure(task: Task, error: str, trace: str) -> dict[str, Any]:
         "key": task.key,
         "status": "failed",
         "run": dict(task.spec),
-        "error": error,
-        "traceback": trace,
+        "error": without_paths(error),
+        "traceback": without_paths(trace),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         # Who writes this is not who did the work, and did not see where.
         "environment": {**environment(torch.device("cpu")), "device": "not recorded"},
@@ -213,12 +221,22 @@ def failure(task: Task, error: str, trace: str) -> dict[str, Any]:
 
 
 def described_error(error: BaseException) -> tuple[str, str]:
-    """Return an error as one line and as its traceback, without paths of this machine."""
-    lines = traceback.format_exception(error)
-    home = str(Path(__file__).parents[2])
-    with contextlib.suppress(ValueError):
-        lines = [line.replace(home, "…") for line in lines]
-    return f"{type(error).__name__}: {error}", "".join(lines)
+    """Return an error as one line, and its traceback without paths of this machine."""
+    trace = "".join(traceback.format_exception(error))
+    return f"{type(error).__name__}: {error}", without_paths(trace)
+
+
+def without_paths(text: str) -> str:
+    """Return a text whose absolute paths begin at the package, or are the file's name alone."""
+    return _PATH.sub(lambda found: _shortened(found["quoted"] or found["bare"]), text)
+
+
+def _shortened(path: str) -> str:
+    # The longest root is the nearest: a checkout may hold its environment.
+    for root in sorted([str(Path(__file__).parents[2]), *sys.path], key=len, reverse=True):
+        if len(Path(root).parts) > 1 and Path(path).is_relative_to(root):
+            return str(Path(path).relative_to(root))
+    return Path(path).name
 
 
 def _progress(row: Row) -> str:

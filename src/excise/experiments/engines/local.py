@@ -1,8 +1,9 @@
 """The local engine: processes that share one machine without fighting for cores or memory.
 
 Every worker is a process of its own with a fixed share of the cores and, where there are GPUs, one
-of them. A worker that dies (killed, out of memory) costs its own task only; another takes its
-place. If the sweep itself dies, its workers see that and stop.
+of them. A worker that dies (killed, out of memory) costs its own run only; another takes its place.
+What it was planting for others is started again; if every try ends so, the runs that need it are
+left for the next start. If the sweep itself dies, its workers see that and stop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -28,20 +30,24 @@ __all__ = ["Engine", "Event", "Inline", "Local", "Schedule"]
 #: Errors of the store's disk, after which no further run can be kept: the sweep stops.
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
+#: How often a planting is started again after its process was lost; on Ray also a run.
+RETRIES = 3
+
 
 @dataclass(frozen=True)
 class Event:
     """What became of a task, or how far it is.
 
     Args:
-        kind: it started, said something, is done, failed, or found that the store's disk cannot
-            be written to any more.
+        kind: it started, said something, is done, failed, found that the store's disk cannot be
+            written to any more, or was lost: whoever planted it died every time, or what it needs
+            was lost. A lost task is still to do.
         task: which.
-        text: what it said; for a failure the error in one line.
+        text: what it said; for a failed or lost one the error in one line.
         result: what it gave, if it is done; for a failure the traceback.
     """
 
-    kind: Literal["started", "said", "done", "failed", "stopped"]
+    kind: Literal["started", "said", "done", "failed", "stopped", "lost"]
     task: Task
     text: str = ""
     result: Any = None
@@ -51,17 +57,17 @@ class Engine(Protocol):
     """Runs tasks, each after those it needs, and tells of them as they go."""
 
     def run(self, tasks: Sequence[Task], store: Path, shelves: Sequence[Path]) -> Iterator[Event]:
-        """Yield events until every task is done or failed; closing the iterator stops all."""
+        """Yield events until every task is done, failed or lost; closing the iterator stops all."""
         ...
 
 
 class Schedule:
-    """Which tasks may start: those whose needs are done. A failed need fails what needs it."""
+    """Which tasks may start: those whose needs are done. A task falls with what it needs."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.waiting = list(tasks)
         self._open = {task.key for task in tasks}
-        self._failed: dict[str, str] = {}
+        self._fallen: dict[str, Event] = {}
 
     def next(self) -> Task | None:
         """Return a task that may start, or None if none may now."""
@@ -70,15 +76,20 @@ class Schedule:
                 return self.waiting.pop(number)
         return None
 
-    def cause(self, task: Task) -> str | None:
-        """Return why a task cannot be done, if what it needs failed."""
-        return next((self._failed[key] for key in task.after if key in self._failed), None)
+    def again(self, task: Task) -> None:
+        """Let a task that started start once more, before the others."""
+        self.waiting.insert(0, task)
 
-    def close(self, task: Task, error: str | None = None) -> None:
-        """Note that a task is done, or failed with ``error``."""
-        self._open.discard(task.key)
-        if error is not None:
-            self._failed[task.key] = error
+    def fall(self, task: Task) -> Event | None:
+        """Return the event of a task that falls with what it needs; None if all of that is done."""
+        need = next((self._fallen[key] for key in task.after if key in self._fallen), None)
+        return None if need is None else Event(need.kind, task, need.text, "")
+
+    def close(self, event: Event) -> None:
+        """Note that a task is done, failed or lost."""
+        self._open.discard(event.task.key)
+        if event.kind != "done":
+            self._fallen[event.task.key] = event
 
 
 @dataclass
@@ -98,25 +109,17 @@ class Inline:
         schedule, opened = Schedule(tasks), Store(store, tuple(shelves))
         while (task := schedule.next()) is not None:
             yield Event("started", task)
-            if (cause := schedule.cause(task)) is not None:
-                schedule.close(task, cause)
-                yield Event("failed", task, cause, "")
-                continue
-            try:
-                result = perform(task, opened, self.device)
-            except OSError as error:
-                if error.errno in FATAL:
-                    raise
-                line, trace = described_error(error)
-                schedule.close(task, line)
-                yield Event("failed", task, line, trace)
-            except Exception as error:
-                line, trace = described_error(error)
-                schedule.close(task, line)
-                yield Event("failed", task, line, trace)
-            else:
-                schedule.close(task)
-                yield Event("done", task, result=result)
+            event = schedule.fall(task)
+            if event is None:
+                try:
+                    event = Event("done", task, result=perform(task, opened, self.device))
+                except Exception as error:
+                    kind, line, trace = outcome_of(error)
+                    if kind == "stopped":
+                        raise
+                    event = Event(kind, task, line, trace)
+            schedule.close(event)
+            yield event
 
 
 @dataclass
@@ -139,6 +142,7 @@ class Local:
         cores = self.cores or usable_cores()
         threads = max(1, cores // self.workers)
         schedule = Schedule(tasks)
+        retried: Counter[str] = Counter()
         count = min(self.workers, len(tasks))
 
         def hire(number: int) -> _Worker:
@@ -157,11 +161,15 @@ class Local:
                 for worker in busy:
                     if worker.pipe not in ready:
                         continue
-                    task, event = worker.hear()
-                    if event.kind in ("done", "failed"):
-                        schedule.close(task, event.text if event.kind == "failed" else None)
+                    event = worker.hear()
                     if event.kind == "stopped":
                         raise OSError(errno.ENOSPC, event.text)
+                    if event.kind == "lost" and retried[event.task.key] < RETRIES:
+                        retried[event.task.key] += 1
+                        schedule.again(event.task)
+                        event = Event("said", event.task, f"{event.text}; it is started again")
+                    elif event.kind != "said":
+                        schedule.close(event)
                     if not worker.process.is_alive():
                         self._crew[self._crew.index(worker)] = hire(worker.number)
                     yield event
@@ -173,9 +181,9 @@ class Local:
     def _hand_out(self, schedule: Schedule) -> Iterator[Event]:
         for worker in self._crew:
             while worker.task is None and (task := schedule.next()) is not None:
-                if (cause := schedule.cause(task)) is not None:
-                    schedule.close(task, cause)
-                    yield Event("failed", task, cause, "")
+                if (event := schedule.fall(task)) is not None:
+                    schedule.close(event)
+                    yield event
                     continue
                 worker.give(task)
                 yield Event("started", task)
@@ -209,7 +217,7 @@ class _Worker:
         with contextlib.suppress(OSError):
             self.pipe.send(task)
 
-    def hear(self) -> tuple[Task, Event]:
+    def hear(self) -> Event:
         assert self.task is not None
         task = self.task
         try:
@@ -220,10 +228,12 @@ class _Worker:
             code = self.process.exitcode or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            return task, Event("failed", task, f"the worker died with {how}{hint}", "")
+            # No other task hangs on a run.
+            ended: Literal["failed", "lost"] = "failed" if task.kind == "run" else "lost"
+            return Event(ended, task, f"the worker died with {how}{hint}", "")
         if kind != "said":
             self.task = None
-        return task, Event(kind, task, text, result)
+        return Event(kind, task, text, result)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -269,15 +279,16 @@ def _work(
 
         try:
             result = perform(task, opened, device, say)
-        except OSError as error:
-            kind = "stopped" if error.errno in FATAL else "failed"
-            line, trace = described_error(error)
-            pipe.send((kind, line, trace))
         except Exception as error:
-            line, trace = described_error(error)
-            pipe.send(("failed", line, trace))
+            pipe.send(outcome_of(error))
         else:
             pipe.send(("done", "", result))
+
+
+def outcome_of(error: Exception) -> tuple[Literal["stopped", "failed"], str, str]:
+    """Return the kind, text and result of the event that tells of an error in a worker."""
+    fatal = isinstance(error, OSError) and error.errno in FATAL
+    return "stopped" if fatal else "failed", *described_error(error)
 
 
 def share_memory(device: str, sharing: int) -> None:

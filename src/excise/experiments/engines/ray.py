@@ -7,6 +7,7 @@ one who started the sweep and go into that store. Victims lie in the store if al
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import SpecError
-from excise.experiments.engines.local import Event
+from excise.experiments.engines.local import RETRIES, Event, outcome_of
 from excise.experiments.store import Store
 from excise.experiments.tasks import Task, described_error, perform
 
 __all__ = ["OnRay"]
-
-#: How often a task is started again after its node or its process was lost.
-RETRIES = 3
 
 
 @dataclass
@@ -77,7 +75,7 @@ class OnRay:
 
         Raises:
             SpecError: Ray is not installed, or there is no cluster at the address.
-            OSError: the store cannot be written to.
+            OSError: the store, or a node's ``scratch``, cannot be written to.
         """
         ray = self._connected()
         remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpu_share, max_retries=RETRIES)(_do)
@@ -95,7 +93,10 @@ class OnRay:
             while waiting:
                 ready, _ = ray.wait(list(waiting), num_returns=1)
                 task = waiting.pop(ready[0])
-                event = _event(ray, task, ready[0])
+                needs = [results[key] for key in task.after if key in results]
+                event = _event(ray, task, ready[0], needs)
+                if event.kind == "stopped":
+                    raise OSError(errno.ENOSPC, event.text)
                 if event.kind == "done" and task.kind == "run":
                     opened.put(event.result)
                 yield event
@@ -111,13 +112,23 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def _event(ray: Any, task: Task, reference: Any) -> Event:
+def _event(ray: Any, task: Task, reference: Any, needs: Sequence[Any]) -> Event:
     try:
         kind, text, result = ray.get(reference)
     except ray.exceptions.RayError as error:  # lost more often than it is retried
         line, trace = described_error(error)
-        return Event("failed", task, line.splitlines()[0], trace)
+        # A run whose need was lost never started: it is not its failure.
+        lost = task.kind != "run" or any(_is_lost(ray, need) for need in needs)
+        return Event("lost" if lost else "failed", task, line.splitlines()[0], trace)
     return Event(kind, task, text, result)
+
+
+def _is_lost(ray: Any, reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def _do(
@@ -128,11 +139,10 @@ def _do(
 
     torch.set_num_threads(cpus)
     for kind, text, _ in needs:
-        if kind == "failed":
-            return "failed", text, ""
+        if kind != "done":
+            return kind, text, ""
     try:
         opened = Store(Path(store), tuple(Path(shelf) for shelf in shelves))
         return "done", "", perform(task, opened, device)
     except Exception as error:
-        line, trace = described_error(error)
-        return "failed", line, trace
+        return outcome_of(error)
