@@ -33,7 +33,7 @@ class Listing:
     Args:
         labels: ``(n,)`` int64, the class of each picture.
         classes: the name of each class.
-        pictures: yields the name and encoded picture of each of the given positions, in order.
+        pictures: yields the name and encoded picture of each of the given positions, which ascend.
         named: False where the source has no names of its own and ``classes`` are numbers.
         mirror: see :class:`~excise.types.LabelledImages`.
     """
@@ -118,14 +118,22 @@ class Undecoded:
         Raises:
             DataError: damaged pictures, or such as do not fit together.
         """
+        # Every picture is read once and in the source's order, which is how a table is read.
+        positions, where = self.index.unique(return_inverse=True)
         images, kept = decode(
-            self.listing.pictures(self.index.tolist()),
-            len(self.index),
+            self.listing.pictures(positions.tolist()),
+            len(positions),
             size=self.reading.size,
             channels=self.reading.channels,
             skip_unreadable=self.reading.skip_unreadable,
         )
-        labels = self.labels[torch.tensor(kept)]
+        row = torch.full_like(positions, -1)
+        row[kept] = torch.arange(len(kept))
+        rows = row[where]
+        was_read = rows >= 0
+        if not torch.equal(rows[was_read], torch.arange(len(kept))):
+            images = images[rows[was_read]]
+        labels = self.labels[was_read]
         return LabelledImages(images, labels, self.classes, self.listing.mirror)
 
 
