@@ -110,11 +110,19 @@ def logits_of(model: nn.Module, images: Images) -> Tensor:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse weights that hold NaN or infinity.
+    """Refuse weights that hold NaN or infinity, or floats of 8 bits, which are nothing alone.
 
     Raises:
         ModelError: some do; the message names them.
     """
+    tensors = list(tensors)
+    small = [(n, t) for n, t in tensors if t.is_floating_point() and t.element_size() < 2]
+    if small:
+        raise ModelError(
+            "weights of 16 bits or more",
+            got=f"{small[0][1].dtype} in {few(name for name, _ in small)}",
+            remedy="Multiply them by the scales they were made with, and save floats.",
+        )
     bad = [name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise ModelError(
