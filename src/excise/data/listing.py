@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from excise.data.decode import Channels, Encoded, Size, decode
 from excise.errors import DataError
 from excise.types import LabelledImages
 
-__all__ = ["Listing", "Reading", "Splits", "Undecoded", "paired", "spread"]
+__all__ = ["Listing", "Reading", "Splits", "Undecoded", "expanded", "paired", "spread"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,22 @@ class Splits:
 
     train: Listing
     test: Listing | None = None
+
+
+def expanded(where: str | Path) -> Path:
+    """Return a path in which ``~`` and ``~NAME`` at the start are home directories.
+
+    Raises:
+        DataError: nobody is called so.
+    """
+    try:
+        return Path(where).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            "a path, where ~NAME stands for that user's home directory",
+            got=f"{str(where)!r}, a user nobody knows here",
+            remedy="Check the path; put ./ before it if a folder is called so.",
+        ) from error
 
 
 def paired(train: Listing, test: Listing | None) -> Splits:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from excise.errors import ModelError
 from excise.models.checking import check_finite, count_outputs, few
 from excise.models.names import build_model, is_built_in, skeleton
-from excise.models.normalize import Network
+from excise.models.normalize import Network, Numbers, Size
 
 __all__ = ["assemble"]
 
@@ -29,9 +29,9 @@ def assemble(
     trusted: bool,
     classes: int | Sequence[str] | None,
     in_channels: int,
-    input_size: tuple[int, int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    input_size: Size | None,
+    mean: Numbers | None,
+    std: Numbers | None,
 ) -> Network:
     """Return the named network with these weights, in eval mode, as float32.
 
