@@ -22,6 +22,7 @@ from excise.models.weights import read_weights
 
 ARCH = "excise:preactresnet18,width=2"
 MUCH = 200_000_000
+READER = torch._C.PyTorchFileReader
 pytestmark = pytest.mark.fast
 
 
@@ -102,6 +103,21 @@ WIDE = b"}(" + b"".join(number(k) + b"N" for k in range(100_000)) + b"u"
 ENCODE = named("_codecs.encode") + b"h\x00" + text("latin1") + b"\x86R"
 FILL = called("collections.OrderedDict") + b"h\x00b"
 COUNT = named("collections.Counter") + b"h\x00\x85R"
+TUPLE = b"(" + b"K\x01" * 100_000 + b"t"
+SIZED = named("torch._utils._rebuild_meta_tensor_no_storage") + b"(" + \
+    named("torch.float32") + b"h\x00h\x00\x89tR"  # fmt: skip
+SCALES = b"](" + b"K\x01" * 100_000 + b"e"
+
+
+def scaled(scales):
+    """Return a quantized tensor of one dimension with a scale for each number."""
+    return called(
+        "torch._utils._rebuild_qtensor", storage("0", 1), number(0), number(100_000) + b"\x85",
+        number(0) + b"\x85", b"(" + named("torch.per_channel_affine") + scales * 2 + b"K\x00t",
+        b"\x89", b"}",
+    )  # fmt: skip
+
+
 TYPED = "torch._tensor._rebuild_from_type_v2"
 BOMBS = {
     "zeros": called("builtins.bytearray", number(MUCH)),
@@ -114,6 +130,9 @@ BOMBS = {
     "one text many times": many(LONG, ENCODE),
     "one table many times": many(WIDE, FILL),
     "one counter many times": many(WIDE, COUNT),
+    "sizes over and over": many(TUPLE, SIZED),
+    "scales over and over": many(SCALES, scaled(b"h\x00")),
+    "scales that are a view": scaled(repeated()),
     "a set of a view": called("builtins.set", repeated()),
     "a counter of a view": called("collections.Counter", repeated()),
     "a size of a view": called("torch.Size", repeated()),
@@ -181,18 +200,31 @@ def test_the_message_names_what_is_called(tmp_path):
     assert "got a pickle that names builtins.bytearray. It is not run. Save the weights" in message
 
 
-def test_one_storage_under_many_names(tmp_path):
+@pytest.mark.parametrize("length", [100_000, 0])  # the honest one; what a lie could be
+def test_one_storage_under_many_names(tmp_path, length):
     # torch finds a record whatever the case of its letters.
     keys = [f"{a}{b}{c}" for a in "aA" for b in "aA" for c in "aA"]
-    body = b"}(" + b"".join(text(key) + view(key, 100_000, 100_000, 1) for key in keys) + b"u"
+    body = b"}(" + b"".join(text(key) + view(key, length, length, 1) for key in keys) + b"u"
     zipped(tmp_path / "w.pt", program(body), {"aaa": bytes(400_000)})
-    assert len(torch.load(tmp_path / "w.pt", weights_only=True)) == 8
+    if length:
+        assert len(torch.load(tmp_path / "w.pt", weights_only=True)) == 8
     assert "tensors that need more than its" in refused(tmp_path / "w.pt", ModelError)
 
 
 def test_a_peers_file_that_copies_over_and_over():
     with pytest.raises(UnsafeFileError, match="makes no more than it holds"):
         read_pickle(program(BOMBS["one text many times"]), "a file")
+
+
+def test_a_torch_that_cannot_tell_how_long_a_record_is(tmp_path, monkeypatch):
+    class Older:
+        def __init__(self, file):
+            reader = READER(file)
+            self.get_all_records, self.get_record = reader.get_all_records, reader.get_record
+
+    monkeypatch.setattr("excise.models.calls.torch._C.PyTorchFileReader", Older)
+    zipped(tmp_path / "w.pt", program(BOMBS["zeros"]))
+    refused(tmp_path / "w.pt")
 
 
 def two_in_one(hidden):
@@ -252,6 +284,9 @@ def beside():
         "sparse": torch.eye(3).to_sparse(),
         "compressed": torch.eye(3).to_sparse_csr(),
         "quantized": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "scaled": torch.quantize_per_channel(
+            torch.ones(2, 3), torch.ones(3), torch.zeros(3), 1, torch.qint8
+        ),
         "meta": torch.zeros(3, device="meta"),
         "kinds": [torch.zeros(2, dtype=kind) for kind in (torch.cfloat, torch.bool, torch.half)],
         "empty": torch.zeros(0, 3),

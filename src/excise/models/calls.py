@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -32,11 +33,12 @@ SAVE_WEIGHTS = "Save the weights alone: torch.save(model.state_dict(), FILE), or
 # The format before torch 1.6: a magic number, a version, the system, what was saved, and the
 # names of its storages.
 _PICKLES = 5
-# No number in the file decides how much memory these take.
-_HARMLESS = {
+# What these take is decided by how much they are given, not by a number in it.
+_FROM_ARGUMENTS = {
     "builtins.complex", "torch.device", "torch.serialization._get_layout",
     "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass",
-    "torch._utils._rebuild_device_tensor_from_numpy",
+    "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_sparse_tensor",
+    "torch._utils._rebuild_nested_tensor",
 }  # fmt: skip
 _FROM_STORAGE = {
     "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
@@ -63,13 +65,16 @@ def check_archive_calls(file: IO[bytes], path: Path, size: int) -> None:
     try:
         # One file can have two directories for two readers; what counts is the one torch finds.
         reader = torch._C.PyTorchFileReader(file)
-        there = sum(reader.get_record_size(name) for name in reader.get_all_records())
+        # Without this call (older versions of torch) the size that is known has to do.
+        measure = getattr(reader, "get_record_size", lambda name: 0)
+        records = {name: int(measure(name)) for name in reader.get_all_records()}
+        there = sum(records.values())
         data = reader.get_record("data.pkl") if there <= size else b""
     except Exception as error:  # hostile bytes make the reader raise of any kind
         raise _damaged(path, f"{type(error).__name__}: {shorten(str(error), 120)}") from error
     if there > size:
         raise _damaged(path, f"{there:,} bytes by one of two directories, {size:,} by the other")
-    _check(io.BytesIO(data), path, size)
+    _check(io.BytesIO(data), path, size, {name.lower(): held for name, held in records.items()})
 
 
 def check_calls(file: IO[bytes], path: Path, size: int) -> None:
@@ -80,12 +85,13 @@ def check_calls(file: IO[bytes], path: Path, size: int) -> None:
     """
     for _ in range(_PICKLES):
         if file.tell() < size:  # too few are for torch to refuse
-            _check(file, path, size)
+            _check(file, path, size, {})
 
 
-def _check(file: IO[bytes], path: Path, size: int) -> None:
+def _check(file: IO[bytes], path: Path, size: int, records: Mapping[str, int]) -> None:
+    looks = _Weights(str(path), size, size=size, records=records, trusted=_trusted())
     try:
-        run_pickle(file, _Weights(str(path), size, size=size, trusted=_trusted()))
+        run_pickle(file, looks)
     except UnsafeFileError:
         raise
     except ModelError as error:
@@ -122,9 +128,17 @@ class _Tensor:
 
 @dataclass
 class _Weights(Answers):
-    """Looks at everything that would be made; nothing is made here either."""
+    """Looks at everything that would be made; nothing is made here either.
+
+    Args:
+        size: bytes that are in the file, once unpacked.
+        records: bytes of each part of an archive, by its name in small letters, because torch
+            finds ``data/a`` under ``data/A`` too. Some versions read it whole, whatever is asked.
+        trusted: names that may be called with anything.
+    """
 
     size: int = field(kw_only=True)
+    records: Mapping[str, int] = field(kw_only=True)
     trusted: frozenset[str] = field(kw_only=True)
     _claimed: dict[str | int, int] = field(default_factory=dict)
     _needed: int = 0
@@ -153,25 +167,20 @@ class _Weights(Answers):
                 return super().call(maker, args)
             case ("torch._tensor._rebuild_from_type_v2", (func, Name(), tuple() as inner, state)):
                 return self._with_state(self.call(func, inner), state)
-            case (_, (_Storage() as storage, _, size, *_)) if name in _FROM_STORAGE:
+            case (_, (_Storage() as storage, _, size, *more)) if name in _FROM_STORAGE:
+                self._look_into(more, copied=True)  # a quantized one's scales become doubles
                 return self._view(storage, size)
             case (_, (made, _, _, state)) if name in _PARAMETERS:
                 return self._with_state(made, state)
             case (_, (made, *_)) if name in _PARAMETERS:
                 return made
             case ("torch._utils._rebuild_device_tensor_from_cpu_tensor", (_Tensor() as made, *_)):
-                if not made.repeats:
-                    self.spend(made.bytes)
-                    return _Tensor(made.bytes)
-            case ("torch._utils._rebuild_sparse_tensor", (_, tuple() as parts)) | (
-                "torch._utils._rebuild_nested_tensor",
-                parts,
-            ):
-                if not any(isinstance(part, _Tensor) and part.repeats for part in parts):
-                    return Thing(maker, args)
+                self._look_into(args, copied=True)
+                return _Tensor(made.bytes)
             case (_, ()) if name.startswith("torch.") and name.endswith("Tensor"):
                 return _Tensor()
-            case _ if name in _HARMLESS:
+            case _ if name in _FROM_ARGUMENTS:
+                self._look_into(args)
                 return Thing(maker, args)
         raise self._unsafe(f"a pickle that names {shorten(name, 80)}")
 
@@ -180,6 +189,7 @@ class _Weights(Answers):
         if isinstance(made, Thing) and str(made) in self.trusted:
             return
         if isinstance(made, _Tensor) and isinstance(state, tuple):
+            self.spend(*(len(part) for part in state if isinstance(part, tuple | list)))
             made.repeats = True  # it is another tensor now
         elif isinstance(made, dict | Thing) and isinstance(state, dict | None):
             self.spend(len(state or ()))
@@ -194,11 +204,27 @@ class _Weights(Answers):
             case _:
                 raise self._unsafe("a pickle of something else")
         before = self._claimed.get(key, 0)
-        self._claimed[key] = max(before, length * itemsize)
+        held = self.records.get(f"data/{key}".lower(), 0)
+        self._claimed[key] = max(before, length * itemsize, held)
         self._needed += self._claimed[key] - before
         if length < 0 or self._needed > self.size:
             raise _damaged(self.where, f"tensors that need more than its {self.size:,} bytes")
         return _Storage(length, itemsize)
+
+    def _look_into(self, args: Iterable[object], *, copied: bool = False) -> None:
+        """Refuse arguments that are given over and over, and tensors that repeat numbers.
+
+        Args:
+            args: plain values, tensors and short rows of them.
+            copied: whether the tensors among them are.
+        """
+        for arg in args:
+            held = [arg, *arg] if isinstance(arg, tuple | list) else [arg]
+            self.spend(*(len(one) for one in held if isinstance(one, tuple | list)))
+            tensors = [one for one in held if isinstance(one, _Tensor)]
+            self.spend(*(one.bytes for one in tensors if copied))
+            if any(one.repeats for one in tensors):
+                raise self._unsafe("a copy of a tensor that repeats its numbers")
 
     def _view(self, storage: _Storage, size: object) -> _Tensor:
         if not are_counts(size):
