@@ -75,7 +75,7 @@ def load_model(
             the last of which runs that package's code. For a bundle it overrides the card, whose
             own word is accepted for built-in networks alone.
         classes: the name of every output, or how many there are; by default what the bundle says
-            or what the shape of the output layer tells.
+            or what the shape of the output layer tells, else the answers to two random images.
         mean: one number a channel or one for all, subtracted from images in [0, 1]; by default
             what the bundle says, else 0.
         std: one positive number a channel or one for all, divided by; by default what the bundle
