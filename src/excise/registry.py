@@ -9,10 +9,13 @@ A spec on the command line is one word: ``name,key=value,key=value``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from excise.errors import SpecError, nearest
@@ -24,6 +27,7 @@ __all__ = [
     "Kind",
     "Method",
     "build",
+    "contents_of",
     "find",
     "parse",
     "rows",
@@ -624,6 +628,21 @@ def spec_of(kind: Kind, method: Any) -> dict[str, Any]:
     marked ``told`` (the trigger an oracle was given) is left out: the name says it was told.
     """
     return {"name": _name_of(kind, method), **_plain_fields(method)}
+
+
+def contents_of(method: Any) -> dict[str, str]:
+    """Return the hash of what is in each file that a field of ``method`` names, by field.
+
+    A path says little: another picture may lie there tomorrow. What cannot be read is left to
+    whoever needs it.
+    """
+    found = {}
+    for field in dataclasses.fields(method):
+        path = getattr(method, field.name)
+        if isinstance(path, Path) and path.is_file():
+            with contextlib.suppress(OSError):
+                found[field.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def _name_of(kind: Kind, method: Any) -> str:

@@ -56,6 +56,8 @@ __all__ = [
 Images = Float[Tensor, "n c h w"]
 Labels = Int64[Tensor, "n"]
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 #: One row of a method's story: the round's number and what was measured in it.
 Row = Mapping[str, float | int | str]
 History = tuple[Row, ...]
@@ -145,13 +147,19 @@ class LabelledImages:
             raise DataError(
                 "at least one image", got="none", remedy="Give some clean, labeled images."
             )
+        if self.images.requires_grad:
+            # What made them is no part of any work on them.
+            object.__setattr__(self, "images", self.images.detach())
         if self.images.dtype != torch.uint8:
-            low, high = (float(v) for v in torch.aminmax(self.images))
-            # Written so that NaN, which compares false with everything, is refused as well.
-            if not (self.images.is_floating_point() and low >= 0 and high <= 1):
+            fits, got = self.images.dtype in _FLOATS, f"{self.images.dtype} values"
+            if fits:
+                low, high = (float(v) for v in torch.aminmax(self.images))
+                # Written so that NaN, which compares false with everything, is refused as well.
+                fits, got = low >= 0 and high <= 1, f"{got} in [{low:.4g}, {high:.4g}]"
+            if not fits:
                 raise DataError(
                     "float images in [0, 1] or uint8 images",
-                    got=f"{self.images.dtype} values in [{low:.4g}, {high:.4g}]",
+                    got=got,
                     remedy="Undo any normalization and scale to [0, 1]; normalization belongs "
                     "to the network (mean= and std= of excise.load_model).",
                 )

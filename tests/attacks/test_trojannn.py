@@ -1,5 +1,7 @@
 """TrojanNN: where the patch lies and what is refused; its steps are in tests/reference."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -71,6 +73,30 @@ def test_it_is_done_once(network, tmp_path):
     assert rows == []
     expected = attack.learn(workshop_of(network), AllToOne(0))
     assert torch.equal(again.trigger.perturbation, expected.trigger.perturbation)
+
+
+def test_another_picture_under_the_same_name_is_another_planting(network, tmp_path):
+    shape, drawn = tmp_path / "shape.png", Image.new("L", (8, 8))
+    drawn.putpixel((1, 2), 255)
+    drawn.save(shape)
+    attack, data = TrojanNN(picture=shape, steps=2), workshop_of(network).data
+
+    def plant(on_round=ignore_round):
+        fresh, surrogate = copy.deepcopy(network), copy.deepcopy(network)
+        return attack.plant(
+            fresh, data, Recipe(epochs=1), Rng(0), surrogate=surrogate,
+            checkpoints=tmp_path / "c", on_round=on_round,
+        )  # fmt: skip
+
+    with pytest.raises(Interruption):
+        plant(interrupt_at(1))
+    drawn.putpixel((5, 6), 255)
+    drawn.save(shape)
+    with pytest.raises(DataError, match="a checkpoint of this very run"):
+        plant()
+    drawn.putpixel((5, 6), 0)
+    drawn.save(shape)
+    assert plant().backdoor.trigger.perturbation[0].nonzero().tolist() == [[2, 1]]
 
 
 def test_a_drawn_shape(tmp_path):

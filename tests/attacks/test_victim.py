@@ -77,6 +77,9 @@ def test_a_victim_that_cannot_be_written_leaves_the_older_one(tmp_path):
 RULES = [
     None, 3, {}, {"name": "all-to-one"}, {"name": "all-to-one", "target": "first"},
     {"name": "all-to-all"}, {"name": "all-to-some", "target": 1}, ["all-to-one", 2],
+    {"name": "all-to-one", "target": 1e400}, {"name": "all-to-one", "target": -1},
+    {"name": "all-to-one", "target": 1.5}, {"name": "all-to-all", "num_classes": 1e400},
+    {"name": "all-to-all", "num_classes": 0},
 ]  # fmt: skip
 
 

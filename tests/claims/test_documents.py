@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from excise.attacks import CleanLabel
+from excise.registry import rows
+
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[2]
 
@@ -209,6 +212,14 @@ def test_every_command_of_the_readme_exists() -> None:
 
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\| `excise ([\w-]+)", readme, flags=re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_conventions_say_what_a_poison_ratio_is_a_fraction_of() -> None:
+    page = (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"^\* A poison ratio is .*?(?=^\* )", page, re.MULTILINE | re.DOTALL)
+    of_the_target = [row.name for row in rows("attack") if issubclass(row.load(), CleanLabel)]
+    assert of_the_target
+    assert f"({', '.join(of_the_target)}) it is a fraction of the target class" in said.lower()
 
 
 def test_every_link_leads_somewhere() -> None:

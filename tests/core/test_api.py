@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import excise
-from excise.defenses import CLP
+from excise.defenses import CLP, FineTuning
 from excise.detection import MMBD
 from excise.errors import SpecError
 from excise.testing import Planted
@@ -31,6 +31,14 @@ def test_what_is_no_method_is_refused(front: Any, kind: str, method: object) -> 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     with pytest.raises(SpecError, match=rf"expected a {kind} with its settings.*excise list"):
         front(model, CLEAN, method=method)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the network answers at chance
+def test_images_that_someone_differentiates_through_are_taken() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    images = torch.rand(8, 1, 8, 8, requires_grad=True) * 1
+    done = excise.repair(model, (images, CLEAN[1]), method=FineTuning(epochs=2))
+    assert done.model(images.detach()).shape == (8, 2)
 
 
 def test_a_network_prepared_otherwise_than_in_training_is_warned_of(planted: Planted) -> None:

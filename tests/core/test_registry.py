@@ -12,7 +12,7 @@ import pytest
 from excise import registry
 from excise.errors import SpecError
 from excise.inversion import Oracle
-from excise.registry import METHODS, STRICT, build, find, parse, rows, spec_of
+from excise.registry import METHODS, STRICT, build, contents_of, find, parse, rows, spec_of
 from excise.training import Recipe
 
 CODE = [row for row in METHODS if row.target]
@@ -243,6 +243,25 @@ def test_a_spec_of_a_picture_is_its_path():
 class Mine:
     sizes: tuple[int, ...] = (1, 2)
     hidden: int = dataclasses.field(default=3, init=False)
+
+
+@pytest.mark.fast
+def test_what_is_in_a_picture_counts_where_its_path_may_not(tmp_path, monkeypatch):
+    picture = tmp_path / "shape.png"
+    attack = build("attack", "trojannn", {"picture": str(picture)})
+    assert contents_of(attack) == contents_of(build("attack", "trojannn")) == {}
+    picture.write_bytes(b"one")
+    (one,) = contents_of(attack).items()
+    picture.write_bytes(b"other")
+    (other,) = contents_of(attack).items()
+    assert one[0] == other[0] == "picture"
+    assert one[1] != other[1]
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert contents_of(attack) == {}
 
 
 @pytest.mark.fast

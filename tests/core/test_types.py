@@ -66,6 +66,15 @@ REFUSED = {
                 r"values in \[nan, nan\]"),
     "infinity": ({"images": torch.full((4, 1, 3, 4), float("inf"))}, r"values in \[inf, inf\]"),
     "int64 images": ({"images": torch.zeros(4, 1, 3, 4).long()}, r"got torch.int64 values"),
+    "uint16 images": (
+        {"images": torch.zeros(4, 1, 3, 4, dtype=torch.uint16)},
+        r"expected float images in \[0, 1\] or uint8 images, got torch.uint16 values",
+    ),
+    "floats of 8 bits": (
+        {"images": torch.zeros(4, 1, 3, 4).to(torch.float8_e5m2)},
+        r"got torch.float8_e5m2 values",
+    ),
+    "complex images": ({"images": torch.zeros(4, 1, 3, 4) + 0j}, r"got torch.complex64 values"),
     "int32 labels": (
         {"labels": LABELS.int()},
         r"expected labels of type int64, got torch.int32\. Convert them with labels.long\(\)",
@@ -95,6 +104,14 @@ def test_what_fits(dtype):
     assert data.device == torch.device("cpu")
     assert data.counts() == [2, 1, 1]
     assert not data.mirror
+
+
+def test_what_made_the_images_is_let_go():
+    images = torch.full((4, 1, 3, 4), 0.5, requires_grad=True)
+    data = made(images=images * 1)
+    assert not data.images.requires_grad
+    assert images.requires_grad
+    data.fingerprint()
 
 
 def test_a_class_without_images_still_counts():

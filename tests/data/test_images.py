@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,20 @@ def test_tensors_arrays_and_lists_are_taken() -> None:
     assert bytes_.images.dtype == torch.uint8
     assert bytes_.classes == ("a", "b", "c")
     assert load_images(images, [0, 0, 1], limit=2).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, np.int8, bool])
+def test_labels_of_any_whole_numbers_are_taken(dtype: type) -> None:
+    given = load_images(torch.rand(3, 3, 4, 4), np.array([0, 1, 1]).astype(dtype))
+    assert given.labels.tolist() == [0, 1, 1]
+    assert given.labels.dtype == torch.int64
+    assert given.classes == ("0", "1")
+
+
+@pytest.mark.parametrize("size", [16.0, (16.0, 16), "16", (1, 2, 3), 0, object()])
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(DataError, match=r"expected size as one number of pixels or \(height"):
+        load_images(torch.rand(2, 3, 4, 4), [0, 1], size=size)
 
 
 def test_tensors_are_resized_in_their_own_type() -> None:
@@ -65,6 +81,9 @@ def test_channels_are_converted() -> None:
         (torch.zeros(0, 3, 4, 4), torch.zeros(0).long(), "at least one image, got none"),
         (torch.zeros(2, 3, 4, 4) - 1, [0, 1], r"float images in \[0, 1\] or uint8"),
         (torch.zeros(2, 3, 4, 4).long(), [0, 1], r"got torch.int64 values"),
+        (np.zeros((2, 3, 4, 4), np.uint16), [0, 1], r"got torch.uint16 values"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2) + 0j, r"got torch.complex64 of shape \(2,\)"),
+        (torch.zeros(2, 3, 4, 4), np.array([0, 2**64 - 1], np.uint64), "got labels from -1 to 0"),
         (object(), [0, 1], "images as a tensor or an array, got object"),
         (torch.zeros(2, 3, 4, 4), ["cat", "dog"], "labels as a tensor or an array, got list"),
         ("digits", [0, 1], "labels only together with image tensors, got labels and the source"),

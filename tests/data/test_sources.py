@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from excise.data import load_data, load_images
+from excise.data import load_data, load_images, read_folder
 from excise.data.sources import cifar10, digits, gtsrb
 from excise.errors import DataError
 from excise.registry import find, rows
@@ -142,6 +142,19 @@ def test_real_cifar10() -> None:
     assert data.train.mirror
     mean = torch.stack([data.train.images[:, c].float().mean() for c in range(3)]) / 255
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("source", ["~nosuchuser/x", Path("~nosuchuser/x"), "parquet:~nosuchuser"])
+def test_a_home_of_nobody_is_explained(source: str | Path) -> None:
+    message = r"~NAME stands for that user's home directory, got .*~nosuchuser.*Check the path"
+    for load in (load_data, load_images):
+        with pytest.raises(DataError, match=message):
+            load(source)
+    with pytest.raises(DataError, match=message):
+        load_data("cifar10", root="~nosuchuser")
+    with pytest.raises(DataError, match=message):
+        read_folder("~nosuchuser/x")
 
 
 @needs_real_data

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from excise.errors import ModelError
-from excise.models import Network, build_model
+from excise.models import Network, build_model, load_model, save_bundle
 from excise.models.preact_resnet import preactresnet18
 from excise.models.vgg import vgg19_bn
 from excise.seeding import Rng
@@ -207,6 +207,8 @@ def test_normalization_comes_first_and_stands_in_no_state_dict():
     [
         ((0.1, 0.2), None, "a mean of 3 finite numbers, one a channel, got mean=(0.1, 0.2)"),
         (None, (1, 0, 1), "a positive std for every channel"),
+        ("half", None, "a mean of 3 finite numbers, one a channel, got mean='half'"),
+        (object(), None, "a mean of 3 finite numbers"),
         ((float("nan"), 0, 0), None, "a mean of 3 finite numbers"),
         (None, (), "a std of 3 finite numbers"),
     ],
@@ -214,6 +216,24 @@ def test_normalization_comes_first_and_stands_in_no_state_dict():
 def test_wrong_normalization(mean, std, message):
     with pytest.raises(ModelError, match=re.escape(message)):
         build_model(SMALL, classes=2, mean=mean, std=std)
+
+
+@pytest.mark.fast
+def test_one_number_stands_for_all(tmp_path):
+    network = build_model(SMALL, classes=2, mean=0.5, std=1, input_size=8)
+    assert (network.mean, network.std) == ((0.5,) * 3, (1.0,) * 3)
+    assert network.input_shape == (3, 8, 8)
+    assert build_model(SMALL, classes=2, mean=torch.full((3,), 0.5)).mean == (0.5,) * 3
+    assert load_model(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), input_size=2)
+    save_bundle(tmp_path / "b", network, {})
+    assert load_model(tmp_path / "b", mean=0.1, input_size=4).input_shape == (3, 4, 4)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("size", [0, (8,), (8, 8, 8), (8, 0), 8.0, (8, 8.0), "8", (), object()])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ModelError, match=r"expected input_size as one number of pixels or \(hei"):
+        build_model(SMALL, classes=2, input_size=size)
 
 
 def test_a_network_without_a_first_convolution_of_three_channels(monkeypatch):

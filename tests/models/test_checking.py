@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from excise.errors import ModelError
-from excise.models import build_model, check_model
+from excise.models import build_model, check_model, load_model
 from excise.models.checking import few, shorten
 
 pytestmark = pytest.mark.fast
@@ -25,6 +26,19 @@ class Returns(nn.Module):
 
     def forward(self, images):
         return self.value
+
+
+def test_floats_of_8_bits_are_refused(tmp_path):
+    network = build_model("excise:preactresnet18,width=2", classes=2)
+    state = network.body.state_dict()
+    state["linear.weight"] = state["linear.weight"].to(torch.float8_e4m3fn)
+    save_file(state, tmp_path / "w")
+    message = r"weights of 16 bits or more, got torch.float8_e4m3fn in linear.weight\. Multiply"
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / "w", arch="excise:preactresnet18,width=2")
+    network.body.register_buffer("scaled", state["linear.weight"])
+    with pytest.raises(ModelError, match=r"float8_e4m3fn in body.scaled"):
+        check_model(network, (3, 8, 8))
 
 
 def test_a_fit_model_passes_and_is_left_as_it_was():

@@ -131,6 +131,32 @@ def test_a_factory_s_bundle_needs_the_caller_s_word(tmp_path, monkeypatch):
 
 
 @pytest.mark.fast
+def test_a_factory_with_its_number_of_classes_built_in(tmp_path, monkeypatch):
+    (tmp_path / "fixed.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    norm = nn.BatchNorm2d(1)  # of length 1, and no class\n"
+        "    return nn.Sequential(nn.Conv2d(3, 1, 1), norm, nn.Flatten(), nn.Linear(64, 12))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = build_model("fixed:make", classes=12, input_size=(8, 8)).eval()
+    path = saved(tmp_path, made.body.state_dict())
+    loaded = load_model(path, arch="fixed:make", input_size=(8, 8))
+    assert loaded.classes == tuple(str(k) for k in range(12))
+    assert equal(loaded, made)
+    assert not any(module.training for module in loaded.modules())
+    assert load_model(path, arch="fixed:make", classes=12).classes == loaded.classes
+    with pytest.raises(ModelError, match=r"number of classes of fixed:make.*Say it: classes=10;"):
+        load_model(path, arch="fixed:make")
+
+
+@pytest.mark.fast
+def test_a_network_of_one_class(tmp_path):
+    made = build_model(ARCH, classes=1)
+    assert load_model(saved(tmp_path, made.body.state_dict()), arch=ARCH).classes == ("0",)
+
+
+@pytest.mark.fast
 def test_a_factory_that_keeps_what_it_made_is_called_in_no_unusual_way(tmp_path, monkeypatch):
     (tmp_path / "keeps.py").write_text(
         "from torch import nn\n"

@@ -154,6 +154,17 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
         trained(checkpoint=tmp_path / "c.pt")
 
 
+@pytest.mark.parametrize("left", [0, 1, 100, 0.5, -1])
+def test_a_damaged_checkpoint_is_refused(tmp_path, left):
+    checkpoint = tmp_path / "c.pt"
+    with pytest.raises(Interruption):
+        trained(checkpoint=checkpoint, on_round=interrupt_at(1))
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2] if left == 0.5 else whole[:left])
+    with pytest.raises(DataError, match=r"of this very run, got .*c\.pt, which is damaged \(\w+\)"):
+        trained(checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize("rate", [1e30, 1e12])
 def test_divergence_says_what_to_do(tmp_path, rate):
     recipe = dataclasses.replace(RECIPE, learning_rate=rate, epochs=40, warmup_epochs=0)

@@ -101,13 +101,22 @@ def broken(directory, case):
         case "a directory":
             pictures.unlink()
             pictures.mkdir()
+        case "floats of 8 bits":
+            small = PATCH.pattern.to(torch.float8_e4m3fn)
+            save_file({"pattern": small, "mask": PATCH.mask}, pictures)
+        case "an encoder of no shape":
+            rewrite(directory, name="ssba", fields={})
+            save_file({"secret": torch.ones(4), "weights/conv1_weight": torch.ones(())}, pictures)
+        case "a number too large":
+            rewrite(directory, fields={"row": 1e400, "column": 10**400})
 
 
 BROKEN = [
     "no description", "no pictures", "no JSON", "no UTF-8", "a list", "a number", "deeply nested",
     "no name", "fields that are none", "a name that is none", "an unknown field",
     "a field too few", "a field twice", "a field of another kind", "damaged pictures",
-    "no pictures at all", "a pattern out of range", "a directory",
+    "no pictures at all", "a pattern out of range", "a directory", "floats of 8 bits",
+    "an encoder of no shape", "a number too large",
 ]  # fmt: skip
 
 

@@ -45,6 +45,12 @@ def test_it_adds_the_residual_and_clips():
     torch.testing.assert_close(Ssba(made, SECRET)(images), expected)
 
 
+def test_weights_of_another_type_are_taken_as_float32():
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    wide = {name: weight.double() for name, weight in weights().items()}
+    assert torch.equal(Ssba(wide, SECRET)(images), Ssba(weights(), SECRET)(images))
+
+
 def test_another_secret_and_another_image_give_another_residual():
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
     made = {name: weight * 0.5 for name, weight in weights().items()}

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from excise.attacks.victim import Victim
-from excise.attacks.workshop import Workshop
+from excise.attacks.workshop import Workshop, in_words
 from excise.errors import SpecError
 from excise.models import device_of
 from excise.registry import STRICT
@@ -143,7 +143,8 @@ class Poisoning(ABC):
             DivergedError: the loss of an epoch is not finite.
             DataError: the checkpoints belong to another run.
         """
-        workshop = Workshop(model, data, recipe, rng, str(self), surrogate, checkpoints, on_round)
+        words = in_words(self)
+        workshop = Workshop(model, data, recipe, rng, words, surrogate, checkpoints, on_round)
         rule = self.target_rule(data.num_classes, rng.child("backdoor"))
         # Refused before the long work: a ratio that gives no image.
         self.poison_index(data, rule, rng)

@@ -113,13 +113,11 @@ def _rule_to_json(rule: TargetRule) -> dict[str, Any]:
 
 
 def _rule_from_json(said: Any) -> TargetRule:
-    try:
-        if said["name"] == "all-to-one":
-            return AllToOne(int(said["target"]))
-        if said["name"] == "all-to-all":
-            return AllToAll(int(said["num_classes"]))
-    except (KeyError, TypeError, ValueError):
-        pass
+    match said:
+        case {"name": "all-to-one", "target": int(target)} if target >= 0:
+            return AllToOne(target)
+        case {"name": "all-to-all", "num_classes": int(classes)} if classes >= 1:
+            return AllToAll(classes)
     raise TriggerError(
         "a card whose rule is all-to-one with a target, or all-to-all with num_classes",
         got=repr(said),

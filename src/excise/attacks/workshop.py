@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from excise.errors import DataError
 from excise.files import whole_file
 from excise.models import device_of
+from excise.registry import contents_of
 from excise.seeding import Rng
 from excise.training import Recipe, fit
 from excise.types import LabelledImages, OnRound, Row, ignore_round
 
-__all__ = ["Workshop"]
+__all__ = ["Workshop", "in_words"]
+
+
+def in_words(attack: object) -> str:
+    """Return an attack with its settings; of a file that it names, also what the file holds."""
+    held = contents_of(attack)
+    return f"{attack} {held}" if held else str(attack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +40,7 @@ class Workshop:
         data: clean training images, as they were given.
         recipe: how the network will be trained.
         rng: the victim's root.
-        attack: the attack and its settings in words; checkpoints of another are refused.
+        attack: the attack and its settings (:func:`in_words`); checkpoints of another are refused.
         surrogate: a clean network the attacker already has.
         checkpoints: directory of what lets the work go on after an interruption; None: none.
         on_round: called after every round of the work.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from excise.data.decode import Encoded
-from excise.data.listing import Listing, Splits, paired
+from excise.data.listing import Listing, Splits, expanded, paired
 from excise.errors import DataError
 
 __all__ = ["SUFFIXES", "folder", "pictures_in"]
@@ -30,7 +30,7 @@ def folder(where: str | Path) -> Splits:
     Raises:
         DataError: no such folder, no class folders in it, or a class folder without pictures.
     """
-    where = Path(where).expanduser()
+    where = expanded(where)
     if not where.is_dir():
         raise DataError(
             "a folder with one subfolder per class", got=f"{str(where)!r}", remedy="Check the path."

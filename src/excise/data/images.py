@@ -142,18 +142,19 @@ def _from_tensors(
             got=f"{tuple(images.shape)}, channels last",
             remedy="Turn them with images.permute(0, 3, 1, 2).",
         )
-    if labels.is_floating_point() or labels.ndim != 1:
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
         raise DataError(
             "labels as whole numbers of shape (n,)",
             got=f"{labels.dtype} of shape {tuple(labels.shape)}",
             remedy="Give one class number per image.",
         )
+    labels = labels.long()
     names = class_map(None, classes).classes if classes is not None else None
     if names is None:
         names = tuple(str(k) for k in range(int(labels.max()) + 1 if len(labels) else 1))
-    if images.dtype in (torch.float64, torch.float16, torch.bfloat16):
+    if images.is_floating_point():
         images = images.float()
-    whole = LabelledImages(images, labels.long(), names)
+    whole = LabelledImages(images, labels, names)
     chosen = whole.subset(spread(whole.labels.cpu(), limit))
     return LabelledImages(_fitted(chosen.images, size, channels), chosen.labels, names)
 

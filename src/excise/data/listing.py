@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from excise.data.decode import Channels, Encoded, Size, decode
 from excise.errors import DataError
 from excise.types import LabelledImages
 
-__all__ = ["Listing", "Reading", "Splits", "Undecoded", "paired", "spread"]
+__all__ = ["Listing", "Reading", "Splits", "Undecoded", "expanded", "paired", "spread"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Listing:
     Args:
         labels: ``(n,)`` int64, the class of each picture.
         classes: the name of each class.
-        pictures: yields the name and encoded picture of each of the given positions, in order.
+        pictures: yields the name and encoded picture of each of the given positions, which ascend.
         named: False where the source has no names of its own and ``classes`` are numbers.
         mirror: see :class:`~excise.types.LabelledImages`.
     """
@@ -118,14 +119,22 @@ class Undecoded:
         Raises:
             DataError: damaged pictures, or such as do not fit together.
         """
+        # Every picture is read once and in the source's order, which is how a table is read.
+        positions, where = self.index.unique(return_inverse=True)
         images, kept = decode(
-            self.listing.pictures(self.index.tolist()),
-            len(self.index),
+            self.listing.pictures(positions.tolist()),
+            len(positions),
             size=self.reading.size,
             channels=self.reading.channels,
             skip_unreadable=self.reading.skip_unreadable,
         )
-        labels = self.labels[torch.tensor(kept)]
+        row = torch.full_like(positions, -1)
+        row[kept] = torch.arange(len(kept))
+        rows = row[where]
+        was_read = rows >= 0
+        if not torch.equal(rows[was_read], torch.arange(len(kept))):
+            images = images[rows[was_read]]
+        labels = self.labels[was_read]
         return LabelledImages(images, labels, self.classes, self.listing.mirror)
 
 
@@ -135,6 +144,22 @@ class Splits:
 
     train: Listing
     test: Listing | None = None
+
+
+def expanded(where: str | Path) -> Path:
+    """Return a path in which ``~`` and ``~NAME`` at the start are home directories.
+
+    Raises:
+        DataError: nobody is called so.
+    """
+    try:
+        return Path(where).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            "a path, where ~NAME stands for that user's home directory",
+            got=f"{str(where)!r}, a user nobody knows here",
+            remedy="Check the path; put ./ before it if a folder is called so.",
+        ) from error
 
 
 def paired(train: Listing, test: Listing | None) -> Splits:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from excise.data.decode import Channels, Size, SkippedPicturesWarning, decode
 from excise.data.folder import SUFFIXES, pictures_in
+from excise.data.listing import expanded
 from excise.errors import DataError
 
 __all__ = ["Pictures", "read_folder"]
@@ -44,7 +45,7 @@ def read_folder(
     Raises:
         DataError: no such folder, no picture in it, none that can be read, or sizes that differ.
     """
-    where = Path(where).expanduser()
+    where = expanded(where)
     if not where.is_dir():
         raise DataError("a folder of pictures", got=f"{str(where)!r}", remedy="Check the path.")
     files = pictures_in(where)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from excise.data.decode import Encoded
-from excise.data.listing import Listing, Splits, paired
+from excise.data.listing import Listing, Splits, expanded, paired
 from excise.errors import DataError
 
 __all__ = ["find_files", "parquet"]
@@ -38,7 +38,7 @@ def parquet(where: str | Path, *, mirror: bool = False) -> Splits:
         DataError: no such files; several data sets among them; columns that cannot be used.
     """
     files = find_files(where)
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if not files:
         raise DataError(
             "parquet files", got=f"none at {str(where)!r}", remedy="Check the folder or pattern."
@@ -71,7 +71,7 @@ def parquet(where: str | Path, *, mirror: bool = False) -> Splits:
 
 def find_files(where: str | Path) -> list[Path]:
     """Return the parquet files in a folder, at any depth, or matching a pattern, sorted."""
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if folder.is_dir():
         return sorted(folder.rglob("*.parquet"))
     # Path.glob takes no absolute pattern.

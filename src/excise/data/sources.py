@@ -12,7 +12,7 @@ import torch
 from excise.data.decode import Channels, Size
 from excise.data.folder import folder
 from excise.data.hub import hub
-from excise.data.listing import Listing, Reading, Splits
+from excise.data.listing import Listing, Reading, Splits, expanded
 from excise.data.parquet import find_files, parquet
 from excise.data.torchvision_sets import torchvision_set
 from excise.errors import DataError
@@ -135,7 +135,7 @@ def gtsrb(
 
 def list_source(source: str | Path, root: str | Path | None = None) -> Splits:
     """Return what a source has, before any picture is decoded; see :func:`load_data`."""
-    root = Path(root).expanduser() if root is not None else None
+    root = expanded(root) if root is not None else None
     text = str(source)
     kind, colon, rest = text.partition(":")
     if isinstance(source, str):
@@ -149,7 +149,7 @@ def list_source(source: str | Path, root: str | Path | None = None) -> Splits:
             return hub(rest, root=root)
         if colon and kind == "torchvision":
             return torchvision_set(rest, root=root)
-    if isinstance(source, Path) or Path(source).expanduser().is_dir() or "/" in kind:
+    if isinstance(source, Path) or expanded(source).is_dir() or "/" in kind:
         return folder(source)
     known = {row.name.partition(":")[0]: row.name for row in rows("data") if row.name != "DIR"}
     close = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from excise.data import DataSet, load_data, sample_positions
 from excise.errors import SpecError, nearest
 from excise.experiments.plant import Planting, pool_of
 from excise.models import build_model
-from excise.registry import KINDS, Kind, build, find, parse, rows, spec_error, spec_of
+from excise.registry import KINDS, Kind, build, contents_of, find, parse, rows, spec_error, spec_of
 from excise.seeding import Rng
 from excise.training import Recipe
 from excise.types import Images, Trigger
@@ -225,7 +224,7 @@ def planting_key(
     return _digest({
         "kind": "victim",
         "protocol": PROTOCOL,
-        "attack": _with_contents(spec_of("attack", planting.attack), planting.attack),
+        "attack": {**spec_of("attack", planting.attack), **contents_of(planting.attack)},
         "arch": planting.arch,
         "recipe": asdict(planting.recipe),
         "seed": planting.seed,
@@ -247,15 +246,6 @@ def _versions(kind: Kind, spec: Mapping[str, Any]) -> dict[str, int]:
         if key in KINDS and isinstance(value, Mapping):
             found |= _versions(key, value)
     return found
-
-
-def _with_contents(spec: dict[str, Any], method: Any) -> dict[str, Any]:
-    """Return ``spec`` with every file it names replaced by a hash of what the file holds."""
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if isinstance(value, Path) and value.is_file():
-            spec[field.name] = hashlib.sha256(value.read_bytes()).hexdigest()
-    return spec
 
 
 def _digest(content: Mapping[str, Any]) -> str:

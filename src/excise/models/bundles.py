@@ -17,7 +17,7 @@ from excise.errors import ModelError, UnsafeFileError
 from excise.models.additions import add, additions, split_state
 from excise.models.checking import check_finite, shorten
 from excise.models.matching import assemble
-from excise.models.normalize import Network
+from excise.models.normalize import Network, Numbers, Size
 from excise.models.weights import MAX_BYTES, read_weights
 
 __all__ = ["CARD", "WEIGHTS", "load_bundle", "read_card", "save_bundle", "write_model"]
@@ -186,9 +186,9 @@ def load_bundle(
     *,
     arch: str | None = None,
     classes: int | Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: tuple[int, int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    input_size: Size | None = None,
     in_channels: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[Network, dict[str, Any]]:
@@ -214,7 +214,7 @@ def load_bundle(
         trusted=arch is not None,
         classes=_classes(card, classes),
         in_channels=in_channels if in_channels is not None else card["in_channels"],
-        input_size=input_size or (card["input_size"][0], card["input_size"][1]),
+        input_size=tuple(card["input_size"]) if input_size is None else input_size,
         mean=mean if mean is not None else card["mean"],
         std=std if std is not None else card["std"],
     )

@@ -11,7 +11,7 @@ from excise.errors import ModelError
 from excise.models.modes import device_of, dtype_of, in_mode
 from excise.types import Images
 
-__all__ = ["check_finite", "check_model", "few", "logits_of", "shorten"]
+__all__ = ["check_finite", "check_model", "count_outputs", "few", "logits_of", "shorten"]
 
 
 def check_model(
@@ -50,9 +50,7 @@ def check_model(
             got="float16, in which searches overflow",
             remedy="Give model.float().",
         )
-    images = torch.rand((2, *images_shape), generator=torch.Generator().manual_seed(0))
-    with in_mode(model), torch.no_grad():
-        logits = logits_of(model, images.to(device_of(model), dtype_of(model)))
+    logits = _answers(model, images_shape)
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ModelError(
             f"{num_classes} logits an image, one a class",
@@ -65,6 +63,21 @@ def check_model(
             got="NaN or infinity for a random image",
             remedy="The weights are damaged or diverged; load an earlier checkpoint.",
         )
+
+
+def count_outputs(model: nn.Module, images_shape: tuple[int, int, int]) -> int:
+    """Return how many logits an image gets, from one forward pass as of :func:`check_model`.
+
+    Raises:
+        ModelError: an exception in the forward pass, or an output that is no tensor of logits.
+    """
+    return _answers(model, images_shape).shape[1]
+
+
+def _answers(model: nn.Module, images_shape: tuple[int, int, int]) -> Tensor:
+    images = torch.rand((2, *images_shape), generator=torch.Generator().manual_seed(0))
+    with in_mode(model), torch.no_grad():
+        return logits_of(model, images.to(device_of(model), dtype_of(model)))
 
 
 def logits_of(model: nn.Module, images: Images) -> Tensor:
@@ -97,11 +110,19 @@ def logits_of(model: nn.Module, images: Images) -> Tensor:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse weights that hold NaN or infinity.
+    """Refuse weights that hold NaN or infinity, or floats of 8 bits, which are nothing alone.
 
     Raises:
         ModelError: some do; the message names them.
     """
+    tensors = list(tensors)
+    small = [(n, t) for n, t in tensors if t.is_floating_point() and t.element_size() < 2]
+    if small:
+        raise ModelError(
+            "weights of 16 bits or more",
+            got=f"{small[0][1].dtype} in {few(name for name, _ in small)}",
+            remedy="Multiply them by the scales they were made with, and save floats.",
+        )
     bad = [name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise ModelError(

@@ -13,7 +13,7 @@ from excise.errors import ModelError
 from excise.models.bundles import load_bundle
 from excise.models.checking import check_finite, check_model
 from excise.models.matching import assemble
-from excise.models.normalize import Network
+from excise.models.normalize import Network, Numbers, Size, as_sides
 from excise.models.weights import MAX_BYTES, read_weights
 
 __all__ = ["load_model"]
@@ -28,9 +28,9 @@ def load_model(
     *,
     arch: str | None = None,
     classes: int | Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: tuple[int, int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    input_size: Size | None = None,
     in_channels: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Network: ...
@@ -42,9 +42,9 @@ def load_model(
     *,
     arch: str | None = None,
     classes: int | Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: tuple[int, int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    input_size: Size | None = None,
     in_channels: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> M: ...
@@ -55,9 +55,9 @@ def load_model(
     *,
     arch: str | None = None,
     classes: int | Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_size: tuple[int, int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    input_size: Size | None = None,
     in_channels: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> nn.Module:
@@ -75,12 +75,13 @@ def load_model(
             the last of which runs that package's code. For a bundle it overrides the card, whose
             own word is accepted for built-in networks alone.
         classes: the name of every output, or how many there are; by default what the bundle says
-            or what the shape of the output layer tells.
-        mean: one number a channel, subtracted from images in [0, 1]; by default what the bundle
-            says, else 0.
-        std: one positive number a channel, divided by; by default what the bundle says, else 1.
-        input_size: height and width of the images; by default what the bundle says or what the
-            architecture was made for.
+            or what the shape of the output layer tells, else the answers to two random images.
+        mean: one number a channel or one for all, subtracted from images in [0, 1]; by default
+            what the bundle says, else 0.
+        std: one positive number a channel or one for all, divided by; by default what the bundle
+            says, else 1.
+        input_size: height and width of the images, or one number for both; by default what the
+            bundle says or what the architecture was made for.
         in_channels: channels of the images; by default what the bundle says, else 3.
         max_bytes: the largest weights file, and the largest sum of its tensors, in bytes; 2 GiB.
 
@@ -126,7 +127,7 @@ def load_model(
 def _checked(
     model: nn.Module,
     classes: int | Sequence[str] | None,
-    input_size: tuple[int, int] | None,
+    input_size: Size | None,
     in_channels: int | None,
 ) -> nn.Module:
     """Check a module as far as the shape of its images is known."""
@@ -134,7 +135,7 @@ def _checked(
     if isinstance(model, Network):
         check_model(model, model.input_shape, count if count is not None else len(model.classes))
     elif input_size is not None:
-        check_model(model, (in_channels or 3, *input_size), count)
+        check_model(model, (in_channels or 3, *as_sides(input_size)), count)
     else:
         check_finite((*model.named_parameters(), *model.named_buffers()))
     return model

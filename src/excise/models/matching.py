@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from excise.errors import ModelError
-from excise.models.checking import check_finite, few
+from excise.models.checking import check_finite, count_outputs, few
 from excise.models.names import build_model, is_built_in, skeleton
-from excise.models.normalize import Network
+from excise.models.normalize import Network, Numbers, Size
 
 __all__ = ["assemble"]
 
@@ -29,18 +29,20 @@ def assemble(
     trusted: bool,
     classes: int | Sequence[str] | None,
     in_channels: int,
-    input_size: tuple[int, int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    input_size: Size | None,
+    mean: Numbers | None,
+    std: Numbers | None,
 ) -> Network:
     """Return the named network with these weights, in eval mode, as float32.
 
     Everything is compared before the network takes memory, so that a card that names a huge one
-    costs nothing. Without ``classes`` their number is read off the output layer.
+    costs nothing. Without ``classes`` their number is read off the output layer, or, where no
+    shape tells it (a factory that takes no ``num_classes``), off the answers to two images.
 
     Raises:
         ModelError: an unknown architecture, tensors that are missing, left over, of another
-            shape, of another kind or not finite. The message names them.
+            shape, of another kind or not finite (the message names them), or a network that
+            nothing tells the number of classes of.
     """
     given = None if classes is None else classes if isinstance(classes, int) else len(classes)
     wanted = _shapes(arch, given if given and given > 0 else 1, in_channels, trusted)
@@ -48,7 +50,9 @@ def assemble(
     _check_names(fitted, wanted, arch)
     if given is None:
         classes = _count_classes(fitted, wanted)
-        wanted = _shapes(arch, classes, in_channels, trusted)
+        wanted = _shapes(arch, classes or 1, in_channels, trusted)
+        if classes is None and is_built_in(arch):
+            classes = 1  # these have as many outputs as they are asked for
     _check_shapes(fitted, wanted, arch, in_channels)
     check_finite(fitted.items())
     network = build_model(
@@ -61,6 +65,8 @@ def assemble(
         trusted=trusted,
     )
     _load(network.body, fitted)
+    if classes is None:
+        network.classes = tuple(str(k) for k in range(_count_answers(network)))
     return network.eval()
 
 
@@ -106,8 +112,11 @@ def _check_names(fitted: Shapes, wanted: Shapes, arch: str) -> None:
         raise ModelError(f"the tensors of {arch}", got=" and ".join(parts), remedy=_WHICH)
 
 
-def _count_classes(fitted: Shapes, wanted: Shapes) -> int:
-    """Read the number of classes off the tensors that one class would give another length."""
+def _count_classes(fitted: Shapes, wanted: Shapes) -> int | None:
+    """Read the number of classes off the tensors that one class would give another length.
+
+    None: there is none, as of a network of one class, or that has its number of classes built in.
+    """
     counts = {
         tensor.shape[0]
         for name, tensor in fitted.items()
@@ -120,7 +129,18 @@ def _count_classes(fitted: Shapes, wanted: Shapes) -> int:
             got=f"lengths {sorted(others)}",
             remedy="Say how many classes there are: classes=10.",
         )
-    return others.pop() if others else 1
+    return others.pop() if others else None
+
+
+def _count_answers(network: Network) -> int:
+    try:
+        return count_outputs(network, network.input_shape)
+    except ModelError as error:
+        raise ModelError(
+            f"the number of classes of {network.arch}, which no shape of its weights tells",
+            got=f"no answer to images of shape {network.input_shape}: {error.got}",
+            remedy="Say it: classes=10; or how large the images are: input_size=(32, 32).",
+        ) from error
 
 
 def _check_shapes(fitted: Shapes, wanted: Shapes, arch: str, in_channels: int) -> None:

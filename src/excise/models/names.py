@@ -32,7 +32,7 @@ from excise.models.families import (
     from_torchvision,
     torchvision_names,
 )
-from excise.models.normalize import Network
+from excise.models.normalize import Network, Numbers, Size, as_sides
 from excise.seeding import Rng
 
 __all__ = ["build_body", "build_model", "is_built_in", "skeleton"]
@@ -49,9 +49,9 @@ def build_model(
     *,
     classes: int | Sequence[str],
     in_channels: int = 3,
-    input_size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    input_size: Size | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     rng: Rng | None = None,
     trusted: bool = True,
 ) -> Network:
@@ -64,10 +64,10 @@ def build_model(
         classes: the name of every output, or how many there are (then named ``"0"``, ``"1"``…).
         in_channels: channels of an image. A torchvision network made for 3 gets a first
             convolution of that many.
-        input_size: height and width of the images. By default what the network was made for:
-            32×32 for ``excise:``, 224×224 for most others.
-        mean: one number a channel, subtracted from images in [0, 1]; 0 by default.
-        std: one number a channel, divided by; 1 by default.
+        input_size: height and width of the images, or one number for both. By default what the
+            network was made for: 32×32 for ``excise:``, 224×224 for most others.
+        mean: one number a channel or one for all, subtracted from images in [0, 1]; 0 by default.
+        std: one number a channel or one for all, divided by; 1 by default.
         rng: draws the weights (use ``"init"``); without it they are drawn from seed 0. Torch's
             global generators are left as they were.
         trusted: False for a name that was found on disk: only built-in families are accepted,
@@ -84,7 +84,7 @@ def build_model(
         )
     with (rng or Rng(0)).scope("init"):
         body = build_body(arch, len(names), in_channels, trusted=trusted)
-    height, width = input_size or _usual_size(arch, body)
+    height, width = _usual_size(arch, body) if input_size is None else as_sides(input_size)
     return Network(
         body,
         arch=arch,

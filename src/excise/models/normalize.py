@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +12,12 @@ from torch import Tensor, nn
 from excise.errors import ModelError
 from excise.types import Images
 
-__all__ = ["Network", "Normalize"]
+__all__ = ["Network", "Normalize", "Numbers", "Size", "as_sides"]
+
+#: One number a channel, or one for all of them.
+Numbers = float | Sequence[float]
+#: Height and width in pixels; one number stands for both.
+Size = int | tuple[int, int]
 
 
 class Normalize(nn.Module):
@@ -62,8 +69,8 @@ class Network(nn.Module):
         named: whether somebody named the outputs; else ``classes`` are mere numbers, and which
             class an output stands for is up to the images.
         input_shape: channels, height and width of the images it was made for.
-        mean: one number a channel, subtracted from images in [0, 1].
-        std: one positive number a channel, divided by.
+        mean: one number a channel or one for all, subtracted from images in [0, 1].
+        std: one positive number a channel or one for all, divided by.
 
     Raises:
         ModelError: a mean or std that does not fit the channels, or a std that is not positive.
@@ -77,8 +84,8 @@ class Network(nn.Module):
         classes: tuple[str, ...],
         named: bool = True,
         input_shape: tuple[int, int, int],
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
     ) -> None:
         super().__init__()
         channels = input_shape[0]
@@ -119,14 +126,37 @@ class Network(nn.Module):
         return logits
 
 
-def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+def as_sides(size: Size) -> tuple[int, int]:
+    """Return ``size`` as (height, width).
+
+    Raises:
+        ModelError: it is neither one whole number from 1 nor two.
+    """
+    sides: tuple[int, ...] = ()
+    with contextlib.suppress(TypeError):
+        pair = (size, size) if isinstance(size, int) else tuple(size)
+        sides = tuple(operator.index(side) for side in pair)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ModelError(
+            "input_size as one number of pixels or (height, width)",
+            got=repr(size),
+            remedy="Write for example input_size=32 or input_size=(32, 48).",
+        )
+    return sides[0], sides[1]
+
+
+def _per_channel(name: str, values: Numbers, channels: int) -> tuple[float, ...]:
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(TypeError, ValueError):
+        given = (values,) if isinstance(values, int | float) else values
+        numbers = tuple(float(value) for value in given)
     # One number stands for all channels.
-    numbers = tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)
+    numbers *= channels if len(numbers) == 1 else 1
     if len(numbers) != channels or not all(-1e6 < number < 1e6 for number in numbers):
         raise ModelError(
             f"a {name} of {channels} finite {'number' if channels == 1 else 'numbers'}, "
             "one a channel",
-            got=f"{name}={tuple(values)}",
+            got=f"{name}={values!r}",
             remedy=f"Give one number a channel, or one for all; the images have {channels}.",
         )
     return numbers

@@ -9,11 +9,12 @@ around the pickle.
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -21,13 +22,25 @@ import torch
 from excise.errors import ModelError, UnsafeFileError
 from excise.models.checking import shorten
 
-__all__ = ["AGAIN", "Name", "Stored", "Thing", "array_of", "read_pickle"]
+__all__ = [
+    "AGAIN",
+    "DTYPES",
+    "Answers",
+    "Name",
+    "Stored",
+    "Thing",
+    "are_counts",
+    "array_of",
+    "read_pickle",
+    "run_pickle",
+]
 
 #: Instructions of a pickle that are carried out; a benchmark's file of 20,000 poisoned images has
 #: about 400,000.
 MAX_STEPS = 10_000_000
 
-_DTYPES = {
+#: What the numbers of a storage of torch are, by the name of its class.
+DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
@@ -95,26 +108,38 @@ def read_pickle(data: bytes, where: str) -> object:
 
     Raises:
         ModelError: it is damaged.
-        UnsafeFileError: it has more instructions than any honest file.
+        UnsafeFileError: it has more instructions than any honest file, or makes more out of what
+            it holds.
     """
-    machine = _Machine()
+    return run_pickle(io.BytesIO(data), Answers(where, len(data)))
+
+
+def run_pickle(file: IO[bytes], answers: Answers) -> object:
+    """Return what the pickle at which ``file`` stands describes; the file stands behind it then.
+
+    Raises:
+        ModelError: as :func:`read_pickle`.
+    """
+    machine = _Machine(answers)
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if step >= MAX_STEPS:
                 break
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.do(opcode.name, argument)
+    except ModelError:
+        raise
     except Exception as error:  # hostile or damaged bytes make the parser raise of any kind
         raise ModelError(
-            f"a whole pickle in {where}",
+            f"a whole pickle in {answers.where}",
             got=f"{type(error).__name__}: {shorten(str(error), 120)}",
             remedy=AGAIN,
         ) from error
     raise UnsafeFileError(
-        f"a pickle of at most {MAX_STEPS:,} instructions in {where}",
+        f"a pickle of at most {MAX_STEPS:,} instructions in {answers.where}",
         got="more",
-        remedy="No file of a benchmark has that many; do not use it.",
+        remedy="No honest file has that many; do not use it.",
     )
 
 
@@ -131,7 +156,7 @@ def array_of(value: object) -> np.ndarray[Any, Any] | None:
         return None
     _, shape, dtype, columns_first, raw = value.state
     kind = _number(dtype)
-    if kind is None or not isinstance(raw, bytes) or not _are_counts(shape):
+    if kind is None or not isinstance(raw, bytes) or not are_counts(shape):
         return None
     if math.prod(shape) * kind.itemsize != len(raw):
         return None
@@ -150,8 +175,9 @@ def _number(dtype: object) -> np.dtype[Any] | None:
     return np.dtype(f"{order}{code}")
 
 
-def _are_counts(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) <= 16 and all(_is_count(n) for n in value)
+def are_counts(value: object) -> TypeGuard[tuple[int, ...]]:
+    """Return whether this can be the size of a tensor: few whole numbers, none absurd."""
+    return isinstance(value, tuple) and len(value) <= 64 and all(_is_count(n) for n in value)
 
 
 def _is_count(value: object) -> bool:
@@ -159,9 +185,50 @@ def _is_count(value: object) -> bool:
 
 
 @dataclass
+class Answers:
+    """What the machine is told where a pickle would call, fill or refer to something.
+
+    Args:
+        where: what the pickle is called in messages.
+        room: how much may be copied. What a call copies lies in an honest pickle once, so the
+            pickle's length is enough; a hostile one copies the same megabyte a thousand times.
+    """
+
+    where: str
+    room: int
+
+    def call(self, maker: object, args: object) -> object:
+        """Return plain data for the few calls that stand for plain data, else a note of it."""
+        made = _make(maker, args)
+        if isinstance(made, bytes | tuple):
+            self.spend(len(made))
+        return made
+
+    def fill(self, made: object, state: object) -> None:
+        """Take a note of the attributes that something is to have."""
+        if isinstance(made, Thing):
+            made.state = state
+
+    def refer(self, identity: object) -> object:
+        """Return a note of what lies beside the pickle."""
+        return Thing(Name("torch", "storage"), identity)
+
+    def spend(self, *lengths: int) -> None:
+        """Refuse to copy more than there is room for."""
+        self.room -= sum(lengths)
+        if self.room < 0:
+            raise UnsafeFileError(
+                f"a pickle in {self.where} that makes no more than it holds",
+                got="one whose calls copy the same values over and over",
+                remedy="It is made to fill memory; do not use it.",
+            )
+
+
+@dataclass
 class _Machine:
     """The pickle machine on plain data; every method is one of its instructions."""
 
+    answers: Answers
     stack: list[Any] = field(default_factory=list)
     _marks: list[list[Any]] = field(default_factory=list)
     _memo: dict[int, Any] = field(default_factory=dict)
@@ -290,7 +357,7 @@ class _Machine:
 
     def reduce(self, _: Any) -> None:
         args, maker = self.stack.pop(), self.stack.pop()
-        self.stack.append(_make(maker, args))
+        self.stack.append(self.answers.call(maker, args))
 
     def new(self, _: Any) -> None:
         self.reduce(None)
@@ -301,20 +368,19 @@ class _Machine:
 
     def new_from_mark(self, _: Any) -> None:
         maker, *args = self.since_mark()
-        self.stack.append(_make(maker, tuple(args)))
+        self.stack.append(self.answers.call(maker, tuple(args)))
 
     def new_named(self, argument: Any) -> None:
         args = self.since_mark()
         self.named(argument)
-        self.stack.append(_make(self.stack.pop(), tuple(args)))
+        self.stack.append(self.answers.call(self.stack.pop(), tuple(args)))
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Thing):
-            self.stack[-1].state = state
+        self.answers.fill(self.stack[-1], state)
 
     def persistent(self, _: Any) -> None:
-        self.stack.append(Thing(Name("torch", "storage"), self.stack.pop()))
+        self.stack.append(self.answers.refer(self.stack.pop()))
 
     def persistent_text(self, argument: Any) -> None:
         self.stack.append(Thing(Name("torch", "storage"), (argument,)))
@@ -392,8 +458,8 @@ def _stored(storage: Thing, offset: Any, size: Any, stride: Any) -> Stored | Non
             pass
         case _:
             return None
-    counts = _are_counts(size) and _are_counts(stride) and _is_count(offset) and _is_count(length)
+    counts = are_counts(size) and are_counts(stride) and _is_count(offset) and _is_count(length)
     # A key is a place in the archive; those torch makes are numbers.
-    if kind not in _DTYPES or not key.isalnum() or not counts or len(size) != len(stride):
+    if kind not in DTYPES or not key.isalnum() or not counts or len(size) != len(stride):
         return None
-    return Stored(key, _DTYPES[kind], length, offset, size, stride)
+    return Stored(key, DTYPES[kind], length, offset, size, stride)

@@ -2,8 +2,8 @@
 
 The kind of a file is decided by its content, never by its suffix. Safetensors go through the
 safetensors library, which holds no code; everything else goes through ``torch.load`` with
-``weights_only=True``, which refuses every name outside a short list. Sizes are summed before
-anything is read.
+``weights_only=True``, which refuses every name outside a short list, once what it would call is
+known to be harmless (:mod:`excise.models.calls`). Sizes are summed before anything is read.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from excise.errors import ModelError, UnsafeFileError
+from excise.models.calls import AGAIN, SAVE_WEIGHTS, check_archive_calls, check_calls
 from excise.models.checking import shorten
 
 __all__ = ["MAX_BYTES", "check_archive", "file_size", "named_tensors", "read_weights"]
@@ -32,8 +33,6 @@ _MAX_HEADER = 100_000_000
 # Torch stores weights uncompressed. Real weights shrink by little, zeros a thousandfold.
 _MAX_RATIO = 100
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-_SAVE_WEIGHTS = "Save the weights alone: torch.save(model.state_dict(), FILE), or safetensors."
-_AGAIN = "The file is truncated, damaged or no weights file; fetch it again."
 
 
 def read_weights(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
@@ -55,17 +54,16 @@ def read_weights(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]
         head = file.read(9)
     content: object
     if head.startswith(b"PK\x03\x04"):
-        check_archive(path, size, max_bytes)
-        content = _read_torch(path)
+        content = _read_torch(path, check_archive(path, size, max_bytes), check_archive_calls)
     elif head[8:] == b"{" and _plausible_header(path, int.from_bytes(head[:8], "little"), size):
         content = _read_safetensors(path)
     elif head.startswith(b"\x80"):
-        content = _read_torch(path)
+        content = _read_torch(path, size, check_calls)
     else:
         raise ModelError(
             "a weights file (safetensors, or what torch.save writes)",
             got=f"{path}, which starts with {head[:8]!r}",
-            remedy=_AGAIN,
+            remedy=AGAIN,
         )
     return named_tensors(_unwrap(content), path, max_bytes)
 
@@ -83,7 +81,7 @@ def file_size(path: Path, max_bytes: int) -> int:
         raise ModelError(f"a file at {path}", got=got, remedy="Check the path.")
     size = path.stat().st_size
     if size == 0:
-        raise ModelError(f"weights in {path}", got="an empty file", remedy=_AGAIN)
+        raise ModelError(f"weights in {path}", got="an empty file", remedy=AGAIN)
     if size > max_bytes:
         raise UnsafeFileError(
             f"at most {max_bytes:,} bytes in {path}", got=f"{size:,}", remedy=_allow(size)
@@ -101,7 +99,7 @@ def _plausible_header(path: Path, length: int, size: int) -> bool:
         raise ModelError(
             f"a safetensors header inside {path} ({size:,} bytes)",
             got=f"one of {length:,} bytes",
-            remedy=_AGAIN,
+            remedy=AGAIN,
         )
     if length > _MAX_HEADER:
         raise UnsafeFileError(
@@ -120,13 +118,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(
-            f"whole safetensors in {path}", got=shorten(str(error)), remedy=_AGAIN
+            f"whole safetensors in {path}", got=shorten(str(error)), remedy=AGAIN
         ) from error
     return tensors
 
 
-def check_archive(path: Path, size: int, max_bytes: int) -> None:
-    """Refuse an archive that grows beyond the limit, judged by its directory alone.
+def check_archive(path: Path, size: int, max_bytes: int) -> int:
+    """Return to how many bytes an archive grows, judged by its directory alone.
 
     Raises:
         ModelError: it is damaged.
@@ -137,7 +135,7 @@ def check_archive(path: Path, size: int, max_bytes: int) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise ModelError(
-            f"a whole archive in {path}", got=shorten(str(error)), remedy=_AGAIN
+            f"a whole archive in {path}", got=shorten(str(error)), remedy=AGAIN
         ) from error
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > max_bytes:
@@ -156,30 +154,35 @@ def check_archive(path: Path, size: int, max_bytes: int) -> None:
         raise UnsafeFileError(
             f"weights in {path}",
             got="a TorchScript program, which would run its own code",
-            remedy=_SAVE_WEIGHTS,
+            remedy=SAVE_WEIGHTS,
         )
+    return unpacked
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(path: Path, size: int, check: Callable[[IO[bytes], Path, int], None]) -> object:
     try:
         # An open file, because newer versions of torch judge a path by its suffix.
         with path.open("rb") as file, warnings.catch_warnings():
             # Torch warns about old storages and pickles; what matters is raised below.
             warnings.simplefilter("ignore")
+            check(file, path, size)
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         # "GLOBAL" stands before a name that was refused.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UnsafeFileError(
             f"nothing but tensors in {path}",
             got=f"a pickle that names {named[1]}" if named else "a pickle of something else",
-            remedy=f"It is not run. {_SAVE_WEIGHTS}",
+            remedy=f"It is not run. {SAVE_WEIGHTS}",
         ) from error
     except Exception as error:  # hostile or damaged bytes make the unpickler raise of any kind
         raise ModelError(
             f"whole weights in {path}",
             got=f"{type(error).__name__}: {shorten(str(error), 120)}",
-            remedy=_AGAIN,
+            remedy=AGAIN,
         ) from error
 
 
@@ -205,13 +208,13 @@ def named_tensors(content: object, path: Path, max_bytes: int) -> dict[str, Tens
     """
     if not isinstance(content, Mapping) or not content:
         got = type(content).__name__ if not isinstance(content, Mapping) else "an empty one"
-        raise ModelError(f"a state dict in {path}", got=got, remedy=_SAVE_WEIGHTS)
+        raise ModelError(f"a state dict in {path}", got=got, remedy=SAVE_WEIGHTS)
     for name, value in content.items():
         if not (isinstance(name, str) and _plain(value)):
             raise ModelError(
                 f"plain tensors by name in {path}",
                 got=f"{shorten(repr(name), 80)}: {_kind(value)}",
-                remedy=_SAVE_WEIGHTS,
+                remedy=SAVE_WEIGHTS,
             )
     # A view repeats one number as often as it likes: a file of a kilobyte can hold a terabyte.
     total = sum(value.numel() * value.element_size() for value in content.values())

@@ -159,7 +159,7 @@ def fit(
 
     Raises:
         DivergedError: the loss of an epoch is not finite.
-        DataError: the checkpoint belongs to another run.
+        DataError: the checkpoint belongs to another run, or is damaged.
     """
     # timm and torchvision networks drop out and drop paths from the global generator.
     with rng.scope("global"), torch.enable_grad():
@@ -268,15 +268,22 @@ def _resume(
 ) -> int:
     if path is None or not path.exists():
         return 0
-    state = torch.load(path, map_location=device_of(model), weights_only=True)
+    try:
+        state = torch.load(path, map_location=device_of(model), weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise of any kind
+        raise _refused(f"{path}, which is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict) or state.get("identity") != identity:
-        raise DataError(
-            "a checkpoint of this very run",
-            got=f"{path}, which belongs to a run with other settings",
-            remedy="Delete it, or choose another output directory.",
-        )
+        raise _refused(f"{path}, which belongs to a run with other settings")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if companion is not None:
         companion.load_state_dict(state["companion"])
     return int(state["epoch"])
+
+
+def _refused(got: str) -> DataError:
+    return DataError(
+        "a checkpoint of this very run",
+        got=got,
+        remedy="Delete it, or choose another output directory.",
+    )

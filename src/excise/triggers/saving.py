@@ -84,7 +84,8 @@ def load_trigger(directory: Path) -> Trigger:
         kind = find("trigger", said["name"]).load()
         return cast(Trigger, kind(**said["fields"], **tensors))
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+        OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError,
+        SafetensorError,
     ) as error:  # fmt: skip
         if isinstance(error, InputError):
             raise

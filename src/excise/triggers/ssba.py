@@ -54,7 +54,8 @@ class Ssba:
             )
         got = {name: tuple(weight.shape) for name, weight in self.weights.items()}
         # The first and the last convolution say which encoder this would be.
-        width, channels = (got.get(f"{name}_weight", (0,))[0] for name in ("conv1", "residual"))
+        known = [got.get(f"{name}_weight", ()) for name in ("conv1", "residual")]
+        width, channels = (shape[0] if shape else 0 for shape in known)
         expected = encoder_shapes(len(secret), channels, width)
         if got != expected:
             wrong = [n for n in {**expected, **got} if got.get(n) != expected.get(n)]
@@ -83,7 +84,7 @@ class Ssba:
                 got=str(images.shape[1]),
                 remedy="Plant a victim on images of this kind.",
             )
-        weights = {name: weight.to(images.device) for name, weight in self.weights.items()}
+        weights = {n: weight.to(images.device, torch.float32) for n, weight in self.weights.items()}
         secret = self.secret.to(images.device, torch.float32)
 
         def residual(chunk: Tensor) -> Tensor:
