@@ -138,6 +138,8 @@ def test_bad_input_is_explained(done, tmp_path, capsys):
     assert "Did you mean 'cifar10'?" in said
     said = complaint(capsys, tmp_path / "nowhere", "--clean", clean, "--out", out, *QUICK)
     assert "nowhere" in said
+    said = complaint(capsys, "~nosuch-user/x", "--clean", clean, "--out", out, *QUICK)
+    assert "a user nobody knows here" in said
     few = tmp_path / "few"
     write(few, torch.zeros(5, 1, 8, 8))
     said = complaint(capsys, clean, "--clean", few, "--out", out, *QUICK)

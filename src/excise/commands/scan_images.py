@@ -22,6 +22,7 @@ from excise.commands.options import (
 )
 from excise.console import Story
 from excise.data import Pictures, has_test, load_images, read_folder
+from excise.data.listing import expanded
 from excise.detection import load_scorer
 from excise.errors import DataError, SpecError
 from excise.experiments.scan_images import Fitted, Scan, run_scan, write_scan
@@ -141,7 +142,7 @@ def _pictures(
     """Read a folder, or one part of a data set."""
     named = {row.name.partition(":")[0] for row in rows("data")} - {"DIR"}
     try:
-        if source.partition(":")[0] not in named and Path(source).expanduser().is_dir():
+        if source.partition(":")[0] not in named and expanded(source).is_dir():
             return read_folder(source, size=asked.image_size, channels=channels)
         if split == "test" and not has_test(source, asked.data_root):
             split = "train"
@@ -159,7 +160,8 @@ def _pictures(
 
 def _named(source: str) -> str:
     """Return a source's name without the path to it, which says where somebody works."""
-    return Path(source).resolve().name if Path(source).expanduser().is_dir() else source
+    where = expanded(source)
+    return where.resolve().name if where.is_dir() else source
 
 
 def _scaled(size: int | None) -> tuple[str, ...]:

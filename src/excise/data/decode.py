@@ -82,7 +82,7 @@ def as_size(size: Size | None) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else ()
+    pair: tuple[int, ...] = (size, size) if isinstance(size, int) else ()
     if isinstance(size, Sequence):
         pair = tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
