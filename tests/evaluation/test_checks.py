@@ -11,7 +11,7 @@ from excise.errors import DataError
 from excise.evaluation import Evaluation, Finding, Rate, check, compare
 from excise.evaluation import checks as c
 from excise.seeding import Rng
-from excise.types import DefenderData, Edit
+from excise.types import DefenderData, Edit, LabelledImages
 
 pytestmark = pytest.mark.fast
 
