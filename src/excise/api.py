@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from excise.data import defender_data, load_images
+from excise.data import can_hold_back, defender_data, load_images
 from excise.defenses import SoftPrune
 from excise.detection import CombinedScan
 from excise.errors import SpecError
@@ -124,6 +124,8 @@ def repair(
         validation_ratio=validation_ratio,
         paper_split=paper_split,
         pool="the images given",
+        # With one image a class there is none to decide by; who needs some says so.
+        needs_validation=can_hold_back(images, spc, paper_split=paper_split),
     ).to(device_of(model))
     method = SoftPrune(inverter=Combined()) if method is None else method
     said = _doubts(model, data)

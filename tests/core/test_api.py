@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import excise
-from excise.defenses import CLP, FineTuning
+from excise.defenses import CLP, FineTuning, GradPrune
 from excise.detection import MMBD
-from excise.errors import SpecError
+from excise.errors import DataError, SpecError
+from excise.inversion import Oracle
 from excise.testing import Planted
 
 pytestmark = pytest.mark.fast
@@ -31,6 +32,16 @@ def test_what_is_no_method_is_refused(front: Any, kind: str, method: object) -> 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     with pytest.raises(SpecError, match=rf"expected a {kind} with its settings.*excise list"):
         front(model, CLEAN, method=method)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the network answers at chance
+@pytest.mark.parametrize("spc", [1, None])
+def test_one_image_a_class_is_enough_for_who_decides_by_none(spc: int | None) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    one = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 1])
+    assert excise.repair(model, one, spc=spc, method=FineTuning(epochs=2)).history
+    with pytest.raises(DataError, match=r"validation images.*Give at least 2 images per"):
+        excise.repair(model, one, spc=spc, method=GradPrune(inverter=Oracle(lambda x: x)))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the network answers at chance

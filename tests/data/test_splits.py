@@ -184,6 +184,12 @@ def test_exactly_enough_images_are_enough() -> None:
         ([0, 2], 3, {"spc": None, "needs_validation": False}, r"1 image of every .* 0 of 'c1'"),
         ([9], 10, {"spc": 1, "needs_validation": False}, r"0 of 'c4' and 4 more classes"),
         ([0, 0], 1, {"spc": 1}, r"at least 2 samples per class.*got spc=1.*paper_split=True"),
+        (
+            [0, 0],
+            2,
+            {"spc": 1, "needs_validation": False},
+            r"only 0 of 'c1'\. Add images of",
+        ),
         ([0, 0], 1, {"spc": 0}, r"at least 1 sample per class, got spc=0"),
         ([0, 0], 1, {"spc": True}, r"at least 1 sample per class, got spc=True"),
         ([0, 0], 1, {"spc": 2.0}, r"at least 1 sample per class, got spc=2.0"),

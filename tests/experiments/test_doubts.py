@@ -42,6 +42,7 @@ def test_images_as_in_training_raise_no_doubt() -> None:
         (0.25, 0.0, "varies 16 times less"),
         (4.0, 0.0, "varies 16 times more"),
         (1e-4, 0.0, "varies over 1000 times less"),
+        (0.0, 0.0, "varies over 1000 times less"),  # images that are all one color
         (1.0, -0.5, "lies 1.7 standard deviations from"),
     ],
 )

@@ -53,6 +53,21 @@ def test_a_fit_model_passes_and_is_left_as_it_was():
     check_model(linear().double(), (3, 2, 2), 3)
 
 
+def test_a_wrapped_network_is_refused():
+    for model in (nn.DataParallel(linear()), nn.Sequential(nn.DataParallel(linear()))):
+        with pytest.raises(ModelError, match=r"DataParallel.*model\.module"):
+            check_model(model, (3, 2, 2))
+
+
+def test_inference_mode_is_refused_and_what_was_made_in_it():
+    with torch.inference_mode():
+        made = linear()
+        with pytest.raises(ModelError, match=r"Leave torch\.inference_mode"):
+            check_model(linear(), (3, 2, 2))
+    with pytest.raises(ModelError, match="weights that were made in it"):
+        check_model(made, (3, 2, 2))
+
+
 def test_a_model_that_draws_in_eval_mode_leaves_the_generator_alone():
     class Noisy(nn.Module):
         def forward(self, images):

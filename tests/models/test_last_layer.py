@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from excise.errors import ModelError
 from excise.models import build_model
@@ -31,6 +32,18 @@ def test_it_is_found_by_what_it_gives():
     snapshot = Snapshot(network)
     assert last_layer(network, torch.zeros(1, 1, 2, 2)) is network.last
     assert snapshot.changes() == []
+
+
+@pytest.mark.parametrize(
+    "made", [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.spectral_norm]
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_computed_weight_is_refused(made):
+    """What is written into it would be gone with the next forward pass."""
+    network = Misordered()
+    made(network.last)
+    with pytest.raises(ModelError, match=r"weight of its own in the last layer.*Fold it in first"):
+        last_layer(network, torch.zeros(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize("arch", ["excise:preactresnet18,width=2", "excise:vgg19_bn,width=2"])

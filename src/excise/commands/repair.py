@@ -25,7 +25,7 @@ from excise.commands.options import (
     said,
 )
 from excise.console import Story
-from excise.data import Undecoded, evenly, split_defender
+from excise.data import Undecoded, can_hold_back, evenly, split_defender
 from excise.errors import SpecError
 from excise.evaluation import Limits
 from excise.experiments.repair import Question, model_spec, run_repair, write_outcome
@@ -178,6 +178,8 @@ def _question(
         validation_ratio=asked.validation_ratio,
         paper_split=asked.paper_split,
         pool=pool,
+        # With one image a class there is none to decide by; who needs some says so.
+        needs_validation=can_hold_back(mine, asked.spc, paper_split=asked.paper_split),
     )
     if asked.audit:
         split.data.held_out("--audit")

@@ -19,6 +19,7 @@ from excise.data.sources import DataSet, has_test, load_data
 from excise.data.splits import (
     DefenderSplit,
     PoolSplit,
+    can_hold_back,
     defender_data,
     evenly,
     sample_positions,
@@ -35,6 +36,7 @@ __all__ = [
     "PoolSplit",
     "SkippedPicturesWarning",
     "Undecoded",
+    "can_hold_back",
     "defender_data",
     "describe_classes",
     "evenly",

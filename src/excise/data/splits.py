@@ -21,6 +21,7 @@ from excise.types import DefenderData, Labelled, LabelledImages
 __all__ = [
     "DefenderSplit",
     "PoolSplit",
+    "can_hold_back",
     "defender_data",
     "evenly",
     "sample_positions",
@@ -142,9 +143,20 @@ def spc_counts(
         raise DataError(
             "at least 2 samples per class, for a method that trains and validates",
             got=f"spc={spc} with validation_ratio={validation_ratio:g}",
-            remedy="Use spc=2 or more, paper_split=True, or a method that needs no validation.",
+            remedy="Use spc=2 or more, or paper_split=True.",
         )
     return spc - validation, validation
+
+
+def can_hold_back(images: Labelled, spc: int | None, *, paper_split: bool = False) -> bool:
+    """Return whether each class has an image to decide by beside one to train on.
+
+    Args:
+        images: where the sample is drawn from.
+        spc: samples per class; None: all.
+        paper_split: see :func:`spc_counts`.
+    """
+    return (min(images.counts()) if spc is None else spc + paper_split) >= 2
 
 
 def sample_positions(
@@ -330,5 +342,7 @@ def _check_enough(images: Labelled, least: int) -> None:
         raise DataError(
             f"at least {least} image{'s' * (least != 1)} of every class",
             got=f"only {listed}{more}",
-            remedy="Add images of these classes or lower the samples per class (SPC).",
+            remedy="Add images of these classes."
+            if least == 1
+            else "Add images of these classes or lower the samples per class (SPC).",
         )

@@ -92,7 +92,7 @@ class FMP:
         few = everything.subset(order[: self.images])
         images = few.floats().to(dtype_of(worked))
         signs = torch.randint(0, 2, images.shape, generator=draws, device=device) * 2 - 1
-        moved = (images + self.epsilon * signs).clamp(0, 1)
+        moved = (images + (self.epsilon * signs).to(images.dtype)).clamp(0, 1)
 
         filters: Filters = []
         for unit in units:

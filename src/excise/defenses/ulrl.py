@@ -130,6 +130,7 @@ class ULRL:
 
 def suspicious(change: Float[Tensor, " k"], *, deviation: float, most: int) -> Tensor:
     """Return the rows that stand out above the median, at most ``most``, farthest first."""
+    change = change if change.dtype == torch.float64 else change.float()
     above = change - change.quantile(0.5)
     spread = 1.4826 * above.abs().quantile(0.5)
     order = change.argsort(descending=True, stable=True)[:most]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from excise.evaluation import Evaluation, Finding, evaluate, near_chance
@@ -61,7 +63,7 @@ def unlike_training(model: nn.Module, images: LabelledImages) -> tuple[Finding, 
     if 1 / FOLD <= ratio <= FOLD:
         said = f"lies {shift:.1f} standard deviations from what it remembers"
     else:
-        times, word = (1 / ratio, "less") if ratio < 1 else (ratio, "more")
+        times, word = (1 / ratio if ratio else math.inf, "less") if ratio < 1 else (ratio, "more")
         count = f"{times:.0f}" if times < 1000 else "over 1000"
         said = f"varies {count} times {word} than it remembers"
     message = (

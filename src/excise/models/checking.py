@@ -28,8 +28,9 @@ def check_model(
         num_classes: how many logits an image must get; None accepts any number.
 
     Raises:
-        ModelError: no network of Python modules, weights that are not finite, an exception in the
-            forward pass, or an output that is no finite tensor ``(n, num_classes)``.
+        ModelError: no network of Python modules, or one in DataParallel; inference mode; weights
+            that are not finite; an exception in the forward pass; or an output that is no finite
+            tensor ``(n, num_classes)``.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -43,7 +44,20 @@ def check_model(
             got="a TorchScript one, in which nothing can be cut",
             remedy="Load its weights into the network it was scripted from.",
         )
-    check_finite((*model.named_parameters(), *model.named_buffers()))
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        raise ModelError(
+            "the network itself",
+            got="one wrapped in DataParallel, which copies it for every batch",
+            remedy="Give model.module.",
+        )
+    named = (*model.named_parameters(), *model.named_buffers())
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for _, tensor in named):
+        raise ModelError(
+            "a network that gradients can be taken of",
+            got="inference mode, or weights that were made in it",
+            remedy="Leave torch.inference_mode() first, and load or copy the network outside it.",
+        )
+    check_finite(named)
     if dtype_of(model) is torch.float16:
         raise ModelError(
             "a network of float32, bfloat16 or double",

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from excise.errors import ModelError
+from excise.models.surgery import FOLD
 from excise.types import Images
 
 __all__ = ["inputs_of", "last_layer", "most_connected"]
 
 
 def last_layer(network: nn.Module, images: Images) -> nn.Linear:
-    """Return the linear layer whose outputs are the network's logits.
+    """Return the linear layer whose outputs are the network's logits, with a weight to work on.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or its weight is computed from other parameters: what is
+            written into that is gone at once.
     """
     outputs: list[tuple[nn.Linear, Tensor]] = []
     handles = [
@@ -33,8 +35,15 @@ def last_layer(network: nn.Module, images: Images) -> nn.Linear:
         for handle in handles:
             handle.remove()
     for module, output in outputs:
-        if output is logits:
-            return module
+        if output is not logits:
+            continue
+        if "weight" not in dict(module.named_parameters(recurse=False)):
+            raise ModelError(
+                "a weight of its own in the last layer",
+                got="one computed from other parameters (weight norm, a parametrization)",
+                remedy=FOLD,
+            )
+        return module
     raise ModelError(
         "a network whose last step is a linear layer, whose inputs are its features",
         got=type(network).__name__,

@@ -67,6 +67,13 @@ def convolutions(
     return found
 
 
+#: What to do where a weight is computed: an old weight norm is no parametrization.
+FOLD = (
+    "Fold it in first: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), or "
+    "torch.nn.utils.remove_weight_norm and remove_spectral_norm where those old ones made it."
+)
+
+
 def own_tensors(model: nn.Module, unit: Unit) -> tuple[nn.Parameter, ...]:
     """Return every parameter that belongs to the unit alone; the first dimension counts filters.
 
@@ -84,7 +91,7 @@ def own_tensors(model: nn.Module, unit: Unit) -> tuple[nn.Parameter, ...]:
             raise ModelError(
                 f"a weight of its own in {layer}",
                 got="one computed from other parameters (weight norm, a parametrization), or none",
-                remedy="Fold it in first: torch.nn.utils.parametrize.remove_parametrizations.",
+                remedy=FOLD,
             )
         found += [own[name] for name in ("weight", "bias") if name in own]
     return tuple(found)

@@ -185,7 +185,7 @@ class DefenseContract:
         assert not any(module.training for module in other.model.modules())
         assert _flags(model).items() <= _flags(other.model).items()
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_type_and_device_are_kept(
         self, method: Defense, planted: Planted, dtype: torch.dtype, device: str
