@@ -311,6 +311,34 @@ def test_figures_of_the_defenders_own_images_void_the_verdict(
     assert "test images too" in record["verdict"]["sentence"]
 
 
+def test_evaluate_says_when_network_and_images_do_not_fit(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = json.loads((victim / "card.json").read_text())
+    (victim / "card.json").write_text(json.dumps(card | {"std": [9.0]}))
+    assert run("evaluate", victim, "--images", "digits") == 0
+    assert "not prepared as in training" in " ".join(capsys.readouterr().out.split())
+    assert run("evaluate", victim, victim, "--images", "digits", "--json") == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["verdict"]["status"] == "void"
+    assert {one["name"] for one in said["checks"]} >= {"unlike-training"}
+
+
+def test_a_trigger_that_is_not_the_victims_voids_the_verdict(victim: Path, tmp_path: Path) -> None:
+    card = json.loads((victim / "card.json").read_text())
+    card["measured"] = {"asr": {"value": 0.98, "count": 98, "n": 100}}
+    (victim / "card.json").write_text(json.dumps(card))
+    asked = ("repair", victim, "--images", "digits", "--spc", 2, "--method", "none")
+    status = run(*asked, "--trigger", "badnets,size=1,row=0,column=0,target=5",
+                 "--out", tmp_path / "out")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert (status, record["verdict"]["status"]) == (1, "void")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "a trigger for class 5" in page
+    run(*asked, "--out", tmp_path / "untold")
+    assert "single target" not in (tmp_path / "untold" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import excise
+from excise.data import defender_data
 from excise.defenses import CLP, FineTuning, GradPrune
 from excise.detection import MMBD
-from excise.errors import DataError, SpecError
+from excise.errors import DataError, ModelError, SpecError
 from excise.inversion import Oracle
+from excise.seeding import Rng
 from excise.testing import Planted
 
 pytestmark = pytest.mark.fast
@@ -42,6 +44,22 @@ def test_one_image_a_class_is_enough_for_who_decides_by_none(spc: int | None) ->
     assert excise.repair(model, one, spc=spc, method=FineTuning(epochs=2)).history
     with pytest.raises(DataError, match=r"validation images.*Give at least 2 images per"):
         excise.repair(model, one, spc=spc, method=GradPrune(inverter=Oracle(lambda x: x)))
+
+
+def test_who_gives_images_and_labels_where_they_belong_together_is_told_how(tmp_path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    for refused in (
+        lambda: excise.evaluate(model, CLEAN),
+        lambda: defender_data(CLEAN, spc=None, rng=Rng(0)),
+    ):
+        with pytest.raises(DataError, match=r"got tuple.*load_images\(\(images, labels\)\)"):
+            refused()
+
+
+def test_a_module_of_ones_own_is_no_bundle(tmp_path) -> None:
+    with pytest.raises(ModelError, match=r"got Linear.*arch=\"your_package\.module:factory\""):
+        excise.save_bundle(tmp_path / "b", nn.Linear(2, 2))
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the network answers at chance

@@ -66,13 +66,13 @@ def test_check_runs_every_check_and_puts_the_gravest_first(hand):
         model_after=model,
     )
     assert levels(found) == [
-        ("not-as-planted", "problem"),
         ("target-class-counted", "problem"),
         ("target-class-counted", "problem"),
         ("splits-overlap", "problem"),
         ("test-images-seen", "problem"),
         ("training-mode", "problem"),
         ("shared-weights", "problem"),
+        ("not-as-planted", "warning"),
         ("training-mode", "warning"),
         ("few-images", "warning"),
     ]
@@ -157,7 +157,9 @@ def test_backdoor_never_took_against_the_floor(hand):
 def test_not_as_planted(hand):
     before = hand.made(100, asr=0.9)
     (found,) = c.not_as_planted(before, 0.5)
-    assert (found.name, found.level) == ("not-as-planted", "problem")
+    assert (found.name, found.level) == ("not-as-planted", "warning")
+    (far,) = c.not_as_planted(hand.made(100, asr=0.1), 0.9)
+    assert (far.name, far.level) == ("not-as-planted", "problem")
     assert "50.0%" in found.message
     assert c.not_as_planted(before, 0.93) == ()
     assert c.not_as_planted(before, None) == ()
@@ -193,7 +195,7 @@ def test_splits_overlap_with_the_test_images(hand):
     test = data(hand, range(20))
     defender = DefenderData(data(hand, [25, 3]), data(hand, [30, 7, 8]), "")
     (found,) = c.splits_overlap(test, defender)
-    assert (found.name, found.level) == (c.SEEN, "problem")
+    assert (found.name, found.level) == ("test-images-seen", "problem")
     assert "3 of the defender's 5 images are test images" in found.message
     assert c.splits_overlap(test, DefenderData(data(hand, [25]), data(hand, [30]), "")) == ()
     assert c.splits_overlap(test, None) == ()
@@ -206,7 +208,7 @@ def test_one_image_of_many_that_a_data_set_repeats_is_a_warning(hand):
     for shared, level in ((2, "warning"), (3, "problem")):
         test = many.subset(torch.arange(shared))
         (found,) = c.splits_overlap(test, DefenderData(many, None, ""))
-        assert (found.name, found.level) == (c.SEEN, level)
+        assert (found.name, found.level) == ("test-images-seen", level)
 
 
 def test_splits_overlap_in_the_defenders_own(hand):

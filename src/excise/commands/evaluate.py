@@ -14,7 +14,8 @@ from rich.table import Table
 
 from excise.commands.options import Given, backdoor_of, device_named, flags, print_json
 from excise.console import Story
-from excise.evaluation import Evaluation, Limits, Rate, check, compare, evaluate, judge
+from excise.evaluation import Evaluation, Limits, Rate, check, compare, evaluate, judge, voided
+from excise.experiments.doubts import doubts
 from excise.models import load_model
 from excise.seeding import Rng
 
@@ -47,7 +48,8 @@ class Evaluate:
 
 
 def run(arguments: list[str]) -> int:
-    """Print the figures; comparing two, 1 if the second is not repaired, or harmed."""
+    """Print the figures; comparing two, 1 if the second is not repaired, or harmed, or if nothing
+    can be said."""
     asked = flags(Evaluate, arguments, "evaluate", model=tyro.MISSING, images=tyro.MISSING)
     device = device_named(asked.device)
     with Story() as story:
@@ -66,6 +68,7 @@ def run(arguments: list[str]) -> int:
         )
         story.stage(f"measuring on {len(test):,} images")
         before = measure(network)
+        doubted = doubts(network, test, before)
         after = floor = None
         if asked.after is not None:
             second = asked.given.network(asked.after).to(device)
@@ -82,15 +85,17 @@ def run(arguments: list[str]) -> int:
     status = 0
     if after is not None:
         comparison = compare(before, after, Rng(asked.seed), floor)
-        verdict = judge(before, after, comparison, floor, asked.limits)
+        verdict = voided(judge(before, after, comparison, floor, asked.limits), doubted)
         findings = check(before, after, comparison, floor=floor, test=test,
                          model_before=network, model_after=second)  # fmt: skip
         record |= {
             "comparison": comparison.to_json(),
-            "checks": [finding.to_json() for finding in findings],
+            "checks": [one.to_json() for one in dict.fromkeys((*doubted, *findings))],
             "verdict": verdict.to_json(),
         }
         status = 0 if verdict.ok else 1
+    else:
+        record["checks"] = [one.to_json() for one in doubted]
     if asked.json:
         print_json(record)
         return status
@@ -98,9 +103,9 @@ def run(arguments: list[str]) -> int:
     shown = {"before" if after else "network": before, "after": after, "clean twin": floor}
     console.print(_table({name: e for name, e in shown.items() if e is not None}))
     if after is not None:
-        console.print(record["verdict"]["sentence"])
-        for finding in record["checks"]:
-            console.print(f"{finding['level']}: {finding['message']}", markup=False)
+        console.print(record["verdict"]["sentence"], markup=False)
+    for finding in record["checks"]:
+        console.print(f"{finding['level']}: {finding['message']}", markup=False)
     return status
 
 

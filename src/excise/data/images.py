@@ -49,8 +49,8 @@ def load_images(
             or float in [0, 1], channels first; or the pair (images, labels).
         labels: ``(n,)`` class numbers, where ``source`` is images alone.
         classes: class names in the order of the network's outputs, or {name: output number}, or
-            a JSON file with either. A class without images is fine; images without a class are
-            not.
+            a JSON file with either. A class without images is fine here (a scan or a repair needs
+            some of each); images without a class are not.
         size: height and width to resize to (antialiased bilinear, aspect ratio not kept).
         channels: 1 for gray, 3 for color; None: as the images are.
         split: which part of a source that has several.

@@ -228,6 +228,7 @@ def split_defender(
     Raises:
         DataError: a class with too few images (exactly enough is fine), or numbers out of range.
     """
+    _check_labelled(images)
     train, validation = sample_positions(
         images,
         spc=spc,
@@ -332,6 +333,15 @@ def _check_ratio(ratio: float) -> None:
         )
 
 
+def _check_labelled(images: object) -> None:
+    if not isinstance(images, LabelledImages | Undecoded):
+        raise DataError(
+            "images with their labels, as load_images or list_images returns them",
+            got=type(images).__name__,
+            remedy="Give excise.load_images((images, labels)).",
+        )
+
+
 def _check_enough(images: Labelled, least: int) -> None:
     short = [
         (name, n) for name, n in zip(images.classes, images.counts(), strict=True) if n < least
@@ -343,6 +353,6 @@ def _check_enough(images: Labelled, least: int) -> None:
             f"at least {least} image{'s' * (least != 1)} of every class",
             got=f"only {listed}{more}",
             remedy="Add images of these classes."
-            if least == 1
+            if least == 1 or min(n for _, n in short) == 0
             else "Add images of these classes or lower the samples per class (SPC).",
         )

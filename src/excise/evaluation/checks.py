@@ -27,7 +27,7 @@ from excise.evaluation.outcomes import Evaluation
 from excise.types import DefenderData, Edits, LabelledImages
 
 __all__ = [
-    "SEEN",
+    "VOIDING",
     "Finding",
     "accuracy_collapsed",
     "backdoor_never_took",
@@ -218,7 +218,8 @@ def not_as_planted(before: Evaluation, planted_asr: float | None) -> Findings:
         return ()
     return _one(
         "not-as-planted",
-        "problem",
+        # Other images than the card's may well give it some points less.
+        "problem" if asr.high < planted_asr / 2 else "warning",
         f"ASR before the repair is {rate(asr)}, but {percent(planted_asr)} by the network's card. "
         "Check that trigger, target and test images are the ones it was planted with.",
     )
@@ -252,8 +253,9 @@ def target_class_counted(evaluation: Evaluation, when: str = "before the repair"
     )
 
 
-#: The check whose problem voids a verdict: figures of images the defense worked with.
-SEEN = "test-images-seen"
+#: Checks whose problem voids a verdict: the figures are of images that the defense worked with, or
+#: of something else than the backdoor.
+VOIDING = ("test-images-seen", "not-as-planted")
 #: Images that two parts of a data set may share by its makers' oversight.
 _REPEATED = 0.01
 
@@ -273,7 +275,7 @@ def splits_overlap(test: LabelledImages | None, defender: DefenderData | None) -
         )
     if test is not None and (n := _shared(defender.everything(), test)):
         found += _one(
-            SEEN,
+            "test-images-seen",
             # Data sets repeat a picture now and then.
             "problem" if n > _REPEATED * len(defender.everything()) else "warning",
             f"{n} of the defender's {len(defender.everything())} images are test images too; the "

@@ -58,12 +58,18 @@ def evaluate(
         batch_size: images at a time.
 
     Raises:
-        DataError: a target or a rule that does not fit the test images' classes.
+        DataError: no images with labels, or a target or rule that does not fit their classes.
         ModelError: logits of another shape, or not numbers.
         SpecError: a batch size below 1, or both a target and another rule.
         TriggerError: a trigger without a target, one that changes the images' shape, type or
             range, or one that changes no pixel of any image.
     """
+    if not isinstance(test, LabelledImages):
+        raise DataError(
+            "test images with their labels, as excise.load_images returns them",
+            got=type(test).__name__,
+            remedy="Give excise.load_images((images, labels)).",
+        )
     if batch_size < 1:
         raise SpecError("a batch size of at least 1", got=str(batch_size), remedy="500 is usual.")
     if target is None and rule is None and isinstance(trigger, RecoveredTrigger):

@@ -69,8 +69,8 @@ class Verdict:
     """Whether the backdoor is gone and the network is not harmed.
 
     Args:
-        status: ``"void"``: network and images do not fit, or the defender had the test images, so
-            that no figure means anything.
+        status: ``"void"``: network and images do not fit, the defender had the test images, or the
+            trigger is not the victim's, so that no figure means anything.
             ``"repaired"``: the ASR is within its limit, nothing else is lost.
             ``"incomplete"``: the trigger still works, or may well, or still blinds the network.
             ``"harmed"``: it does not, but accuracy or the target class is lost.

@@ -19,7 +19,7 @@ from torch import nn
 from excise.audit import audit
 from excise.errors import ModelError
 from excise.evaluation import (
-    SEEN,
+    VOIDING,
     Evaluation,
     Finding,
     Limits,
@@ -277,6 +277,7 @@ def _measure(
     )
     every = dict.fromkeys((*doubted, *checked))  # some doubts are among the checks too
     findings = [finding.to_json() for finding in every]
+    grave = [finding for finding in every if finding in doubted or finding.name in VOIDING]
     if test is None:
         findings.insert(0, {
             "name": "no-test-images",
@@ -307,7 +308,7 @@ def _measure(
             count=question.curve_images,
         ),
         "checks": findings,
-        "verdict": voided(verdict, [f for f in every if f in doubted or f.name == SEEN]).to_json(),
+        "verdict": voided(verdict, grave).to_json(),
         "pictures": shown,
         "residual_scale": scale,
         "triggers": found,

@@ -6,11 +6,12 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from excise import files
 from excise.errors import ModelError, UnsafeFileError
@@ -58,20 +59,32 @@ class _Card(BaseModel):
 
 
 def save_bundle(
-    directory: str | Path, network: Network, card: Mapping[str, Any], *, half: bool = False
+    directory: str | Path,
+    network: nn.Module,
+    card: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    half: bool = False,
 ) -> None:
     """Write a bundle, whole or not at all; an older one in its place is replaced.
 
     Args:
         directory: where the bundle is to lie.
-        network: any network of :func:`excise.models.build_model` or :func:`~.load_model`.
+        network: one of :func:`excise.models.build_model`, or that :func:`~.load_model` read from a
+            file, also when repaired; a module of your own has no name that it could be built from.
         card: what else the card is to say, as plain JSON values. What the network knows itself
             (architecture, classes, sizes, normalization) is written from the network.
         half: store matrices and convolutions as float16: half the size, about three digits.
 
     Raises:
-        ModelError: weights that are not finite, or a card that is not JSON.
+        ModelError: another module, weights that are not finite, or a card that is not JSON.
     """
+    if not isinstance(network, Network):
+        raise ModelError(
+            "a network with a name that it can be built from again",
+            got=type(network).__qualname__,
+            remedy="Save its state_dict() and load that with load_model(FILE, "
+            'arch="your_package.module:factory"), or save the module itself with torch.save.',
+        )
     with files.whole_directory(Path(directory)) as part:
         write_model(part, network, card, half=half)
 

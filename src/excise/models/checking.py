@@ -69,7 +69,8 @@ def check_model(
         raise ModelError(
             f"{num_classes} logits an image, one a class",
             got=f"{logits.shape[1]}",
-            remedy=f"Give images of {logits.shape[1]} classes, or the network made for these.",
+            remedy=f"Give images of {logits.shape[1]} classes, or the network made for these. If "
+            "some have no image here, name all: load_images(…, classes=[…]).",
         )
     if not logits.isfinite().all():
         raise ModelError(

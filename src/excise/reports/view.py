@@ -99,17 +99,21 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     facts = [
         ("Network", record.setting("model", "arch")),
         ("Data", record.source),
-        ("Attack", f"{attack}, {_aim(record)}" if attack else None),
+        ("Attack", attack),
+        ("Measured with", _aim(record)),
         ("Defense", f"{defense} with {inverter}" if defense and inverter else defense),
         ("Budget", _budget(record)),
     ]
     return [(name, str(value)) for name, value in facts if value]
 
 
-def _aim(record: Record) -> str:
+def _aim(record: Record) -> str | None:
+    """Return what the trigger that was measured with is to do; None where there was none."""
+    if record.before.asr is None:
+        return None
     if record.target is None:
-        return "no single target class"
-    return f"target class {record.classes[record.target]}"
+        return "a trigger without a single target class"
+    return f"a trigger for class {record.classes[record.target]}"
 
 
 def _budget(record: Record) -> str | None:

@@ -436,8 +436,10 @@ function scatter(place, title, x, y, log) {
   const py = v => box.bottom - (v - y0) / (y1 - y0) * (box.bottom - box.top);
   for (const v of steps(y0, y1, 5)) drawing.append(svg("line", {class: "guide", x1: box.left, x2: box.right, y1: py(v), y2: py(v)}),
     svg("text", {x: box.left - 7, y: py(v) + 4, "text-anchor": "end"}, String(Math.round(1000 * v) / 10)));
-  const ticks = log ? Array.from({length: 12}, (_, k) => k - 3).filter(k => k >= x0 && k <= x1).map(k => 10 ** k) : steps(x0, x1, Math.max(3, width / 110));
-  const scale = log && ticks.length < 2 ? [10 ** x0, 10 ** ((x0 + x1) / 2), 10 ** x1].map(v => Number(v.toPrecision(2))).filter(v => Math.log10(v) >= x0 && Math.log10(v) <= x1) : ticks;
+  // Of few decades 1, 2 and 5 of each are marked, of many the decades alone.
+  const decades = (...marks) => Array.from({length: 12}, (_, k) => k - 3).flatMap(k => marks.map(m => m * 10 ** k))
+    .filter(v => Math.log10(v) >= x0 && Math.log10(v) <= x1);
+  const scale = !log ? steps(x0, x1, Math.max(3, width / 110)) : decades(1).length > 3 ? decades(1) : decades(1, 2, 5);
   for (const v of scale) drawing.append(svg("line", {class: "guide", x1: px(v), x2: px(v), y1: box.top, y2: box.bottom}),
     svg("text", {x: px(v), y: box.bottom + 17, "text-anchor": "middle"}, log ? String(Number(v.toPrecision(2))) : String(Math.round(1000 * v) / 10)));
   drawing.append(svg("text", {x: (box.left + box.right) / 2, y: 334, "text-anchor": "middle"}, x === "drop" ? "accuracy lost (points)" : "seconds"),
