@@ -242,3 +242,14 @@ def test_a_network_without_a_first_convolution_of_three_channels(monkeypatch):
     monkeypatch.setattr(models, "get_model", lambda name, **_: nn.Flatten())
     with pytest.raises(ModelError, match=r"start with a convolution of 3 channels, got none"):
         build_model("torchvision:resnet18", classes=2, in_channels=1)
+
+
+def test_outputs_that_nobody_named_take_names_once():
+    network = build_model("excise:preactresnet18,width=2", classes=3)
+    assert (network.classes, network.named) == (("0", "1", "2"), False)
+    with pytest.raises(ModelError, match="3 names, one an output, got 2"):
+        network.name_outputs(("a", "b"))
+    network.name_outputs(("a", "b", "c"))
+    assert (network.classes, network.named) == (("a", "b", "c"), True)
+    network.name_outputs(("d", "e"))  # names that it has stand
+    assert network.classes == ("a", "b", "c")

@@ -270,7 +270,7 @@ class Given:
                 remedy="Give --class-map FILE.json: folder names in the order of the outputs, or "
                 "{folder: output}.",
             )
-        network.name(images.classes)
+        network.name_outputs(images.classes)
         return images, describe_classes(images, given=names is not None)
 
 

@@ -104,7 +104,7 @@ class Network(nn.Module):
         self.normalize = Normalize(self.mean, self.std)
         self.body = body
 
-    def name(self, classes: tuple[str, ...]) -> None:
+    def name_outputs(self, classes: tuple[str, ...]) -> None:
         """Name the outputs, in their order, unless they have names.
 
         Raises:
