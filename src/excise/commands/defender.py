@@ -19,7 +19,7 @@ from excise.errors import ModelError
 from excise.experiments.plant import pool_of
 from excise.models import Network, check_model, read_card
 
-__all__ = ["Made", "opened", "planted", "planted_asr"]
+__all__ = ["opened", "planted_asr"]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -29,7 +29,7 @@ class _Source(BaseModel):
     victim_images: Annotated[float, Field(gt=0, allow_inf_nan=False)] | int
 
 
-class Made(BaseModel):
+class _Made(BaseModel):
     """What a card says of how the network was planted; it may say more."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -53,7 +53,8 @@ def opened(
 
     Raises:
         DataError: images that do not fit the network.
-        ModelError: a network that cannot be read, or that does not fit the images.
+        ModelError: a network that cannot be read, or that does not fit the images, or whose card
+            says of its making what none of ours says.
     """
     network = given.network(model).to(device)
     card = read_card(Path(model)) if Path(model).is_dir() else {}
@@ -70,7 +71,7 @@ def _pool(source: str, images: Undecoded, card: Mapping[str, Any]) -> tuple[Unde
 
     A victim's card says which training images it got; the defender draws from the others.
     """
-    made = planted(card)
+    made = _read(_Made, card, "made")
     if made is None or not _same(made.data.source, source):
         return images, f"{source}: all its training images"
     pool = pool_of(images, made.seed, made.data.victim_images).pool
@@ -90,27 +91,18 @@ def _parted(name: str) -> tuple[str, Path]:
     return head + colon, Path(rest)
 
 
-def planted(card: Mapping[str, Any]) -> Made | None:
-    """Return how a network was planted, None where its card does not say.
-
-    Raises:
-        ModelError: it says so in a form that none of ours has.
-    """
-    return _read(Made, card.get("made"), "made")
-
-
 def planted_asr(card: Mapping[str, Any]) -> float | None:
     """Return the attack success that a card states, None where it states none.
 
     Raises:
         ModelError: it says so in a form that none of ours has.
     """
-    measured = _read(_Measured, card.get("measured"), "measured")
+    measured = _read(_Measured, card, "measured")
     return measured.asr.value if measured is not None and measured.asr is not None else None
 
 
-def _read(form: type[T], said: object, key: str) -> T | None:
-    if not said:
+def _read(form: type[T], card: Mapping[str, Any], key: str) -> T | None:
+    if not (said := card.get(key)):
         return None
     try:
         return form.model_validate(said)

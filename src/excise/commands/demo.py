@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from excise.attacks import BadNets, NoAttack, load_victim
-from excise.commands.options import check_free, command_line, flags
+from excise.commands.options import command_line, flags
+from excise.commands.outputs import check_free
 from excise.console import Story
 from excise.data import defender_data, load_data
 from excise.defenses import GradPrune

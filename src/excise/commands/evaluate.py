@@ -14,12 +14,16 @@ from rich.table import Table
 
 from excise.commands.options import Given, backdoor_of, device_named, flags, print_json
 from excise.console import Story
+from excise.data import evenly
 from excise.evaluation import Evaluation, Limits, Rate, check, compare, evaluate, judge, voided
 from excise.experiments.doubts import doubts
 from excise.models import load_model
 from excise.seeding import Rng
 
 __all__ = ["run"]
+
+#: Images that tell whether they are prepared as in training; more tell no more.
+DOUBTED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ def run(arguments: list[str]) -> int:
         )
         story.stage(f"measuring on {len(test):,} images")
         before = measure(network)
-        doubted = doubts(network, test, before)
+        findings = doubts(network, evenly(test, DOUBTED), before)
         after = floor = None
         if asked.after is not None:
             second = asked.given.network(asked.after).to(device)
@@ -85,17 +89,13 @@ def run(arguments: list[str]) -> int:
     status = 0
     if after is not None:
         comparison = compare(before, after, Rng(asked.seed), floor)
-        verdict = voided(judge(before, after, comparison, floor, asked.limits), doubted)
-        findings = check(before, after, comparison, floor=floor, test=test,
-                         model_before=network, model_after=second)  # fmt: skip
-        record |= {
-            "comparison": comparison.to_json(),
-            "checks": [one.to_json() for one in dict.fromkeys((*doubted, *findings))],
-            "verdict": verdict.to_json(),
-        }
+        findings += check(before, after, comparison, floor=floor, test=test,
+                          model_before=network, model_after=second)  # fmt: skip
+        verdict = voided(judge(before, after, comparison, floor, asked.limits), findings)
+        record |= {"comparison": comparison.to_json(), "verdict": verdict.to_json()}
         status = 0 if verdict.ok else 1
-    else:
-        record["checks"] = [one.to_json() for one in doubted]
+    # Some doubts are among the checks too.
+    record["checks"] = [finding.to_json() for finding in dict.fromkeys(findings)]
     if asked.json:
         print_json(record)
         return status

@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from excise.attacks import load_victim
-from excise.commands.options import Given, check_free, command_line, device_named, flags
+from excise.commands.options import Given, command_line, device_named, flags
+from excise.commands.outputs import check_free
 from excise.console import Story
 from excise.errors import DataError, SpecError
 from excise.experiments.gallery import Exhibit, gallery

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from excise.commands.options import check_free, flags, print_json
+from excise.commands.options import flags, print_json
+from excise.commands.outputs import check_free
 from excise.data.sources import list_source
 from excise.experiments.backdoorbench import import_backdoorbench
 from excise.models.weights import MAX_BYTES

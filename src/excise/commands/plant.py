@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from excise.commands.options import check_free, device_named, flags, preset, print_json, said
+from excise.commands.options import device_named, flags, preset, print_json, said
+from excise.commands.outputs import check_free
 from excise.console import Story
 from excise.data import load_data
 from excise.errors import SpecError, nearest

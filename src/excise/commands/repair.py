@@ -12,11 +12,10 @@ import torch
 import tyro
 from rich.console import Console
 
-from excise.commands.defender import opened, planted, planted_asr
+from excise.commands.defender import opened, planted_asr
 from excise.commands.options import (
     Given,
     backdoor_of,
-    check_free,
     command_line,
     device_named,
     flags,
@@ -24,6 +23,7 @@ from excise.commands.options import (
     print_json,
     said,
 )
+from excise.commands.outputs import check_free
 from excise.console import Story
 from excise.data import Undecoded, can_hold_back, evenly, split_defender
 from excise.errors import SpecError
@@ -243,4 +243,4 @@ def _origin(model: str, card: Mapping[str, Any]) -> dict[str, Any]:
     # The name alone: a path says where somebody works.
     origin: dict[str, Any] = {"repaired_from": Path(model).name}
     # Who repairs it again has to be kept from the images that it was trained on, too.
-    return origin | ({"made": card["made"]} if planted(card) else {})
+    return origin | ({"made": card["made"]} if card.get("made") else {})

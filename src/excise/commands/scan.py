@@ -14,7 +14,6 @@ from rich.table import Table
 from excise.commands.defender import opened
 from excise.commands.options import (
     Given,
-    check_free,
     command_line,
     device_named,
     flags,
@@ -22,6 +21,7 @@ from excise.commands.options import (
     print_json,
     said,
 )
+from excise.commands.outputs import check_free
 from excise.console import Story
 from excise.data import evenly, split_defender
 from excise.experiments.recovered import COUNTED

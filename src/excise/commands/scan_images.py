@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from excise.commands.options import (
-    check_free,
     command_line,
     device_named,
     flags,
@@ -20,6 +19,7 @@ from excise.commands.options import (
     print_json,
     said,
 )
+from excise.commands.outputs import check_free
 from excise.console import Story
 from excise.data import Pictures, has_test, load_images, read_folder
 from excise.data.listing import expanded

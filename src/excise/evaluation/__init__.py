@@ -6,7 +6,7 @@
 >>> judge(before, after, comparison).sentence
 """
 
-from excise.evaluation.checks import VOIDING, Finding, check, near_chance
+from excise.evaluation.checks import Finding, check, near_chance
 from excise.evaluation.comparison import Comparison, compare
 from excise.evaluation.evaluate import evaluate
 from excise.evaluation.hashing import fingerprint, fingerprints
@@ -16,7 +16,6 @@ from excise.evaluation.verdict import Limits, Status, Verdict, judge, voided
 from excise.evaluation.visibility import Visibility, visibility
 
 __all__ = [
-    "VOIDING",
     "Comparison",
     "Evaluation",
     "Finding",

@@ -253,9 +253,9 @@ def target_class_counted(evaluation: Evaluation, when: str = "before the repair"
     )
 
 
-#: Checks whose problem voids a verdict: the figures are of images that the defense worked with, or
-#: of something else than the backdoor.
-VOIDING = ("test-images-seen", "not-as-planted")
+#: Findings whose problem voids a verdict: network and images do not fit, or the figures are of
+#: images that the defense worked with, or of something else than the backdoor.
+VOIDING = ("near-chance", "unlike-training", "test-images-seen", "not-as-planted")
 #: Images that two parts of a data set may share by its makers' oversight.
 _REPEATED = 0.01
 

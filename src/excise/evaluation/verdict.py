@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from excise.errors import DataError, SpecError
 from excise.evaluation._words import change, percent, points
-from excise.evaluation.checks import Finding, same_predictions
+from excise.evaluation.checks import VOIDING, Finding, same_predictions
 from excise.evaluation.comparison import Comparison
 from excise.evaluation.metrics import Rate
 from excise.evaluation.outcomes import Evaluation
@@ -176,14 +176,14 @@ def judge(
     return Verdict("repaired", f"Repaired: {attack}, and {accuracy}.", ok=True)
 
 
-def voided(verdict: Verdict, doubts: Iterable[Finding]) -> Verdict:
-    """Return the verdict, or where one of the doubts is a problem, that there can be none.
+def voided(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
+    """Return the verdict, or where a finding is a problem that voids it, that there can be none.
 
     Args:
         verdict: what the figures say.
-        doubts: of the network on these images, and of the images.
+        findings: all that was found; most of them leave a verdict as it is.
     """
-    why = next((doubt.message for doubt in doubts if doubt.is_problem), None)
+    why = next((f.message for f in findings if f.is_problem and f.name in VOIDING), None)
     if why is None:
         return verdict
     rest = verdict.sentence[:1].lower() + verdict.sentence[1:]

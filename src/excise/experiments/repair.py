@@ -19,7 +19,6 @@ from torch import nn
 from excise.audit import audit
 from excise.errors import ModelError
 from excise.evaluation import (
-    VOIDING,
     Evaluation,
     Finding,
     Limits,
@@ -120,17 +119,15 @@ def model_spec(network: Network, card: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         network: as it was given.
-        card: its bundle's; empty where it has none.
+        card: its bundle's, as excise plant writes it; empty where it has none.
     """
-    made = card.get("made")
-    made = made if isinstance(made, Mapping) else {}
-    seed = made.get("seed")
+    made = card.get("made") or {}
     return {
         "arch": network.arch,
         "classes": list(network.classes),
         "input_size": list(network.input_shape[1:]),
         "attack": made.get("attack"),
-        "victim_seed": seed if isinstance(seed, int) else None,
+        "victim_seed": made.get("seed"),
         "weights": weights_hash(network),
     }
 
@@ -277,7 +274,6 @@ def _measure(
     )
     every = dict.fromkeys((*doubted, *checked))  # some doubts are among the checks too
     findings = [finding.to_json() for finding in every]
-    grave = [finding for finding in every if finding in doubted or finding.name in VOIDING]
     if test is None:
         findings.insert(0, {
             "name": "no-test-images",
@@ -308,7 +304,7 @@ def _measure(
             count=question.curve_images,
         ),
         "checks": findings,
-        "verdict": voided(verdict, grave).to_json(),
+        "verdict": voided(verdict, every).to_json(),
         "pictures": shown,
         "residual_scale": scale,
         "triggers": found,
